@@ -1,0 +1,46 @@
+// Scale and zero point from an observed range. Called by observers, choose_qparams kernels and the converter.
+#pragma once
+
+#include <cmath>
+
+#include "numerics/affine.h"
+
+namespace torchquant::numerics {
+
+struct ScaleZeroPoint {
+  float scale;
+  float zero_point;
+};
+
+// Middle code of the range: 0 for signed ranges ([-127, 127], [-128, 127], [-8, 7]), 128 for [0, 255], 8 for [0, 15].
+TQ_HOST_DEVICE float symmetric_zero_point(QRange range) {
+  return floorf((range.quant_min + range.quant_max + 1.0f) * 0.5f);
+}
+
+TQ_HOST_DEVICE float usable_scale(float scale) { return scale < kMinScale ? 1.0f : scale; }
+
+// scale = max(|min|, |max|) / (quant_max - zero_point)
+TQ_HOST_DEVICE ScaleZeroPoint choose_symmetric_qparams(float min_val, float max_val, QRange range) {
+  const float zero_point = symmetric_zero_point(range);
+  const float abs_max = fmaxf(fabsf(min_val), fabsf(max_val));
+  return {usable_scale(abs_max / (range.quant_max - zero_point)), zero_point};
+}
+
+// The range always contains 0: scale = (max - min) / (quant_max - quant_min),
+// zero_point = clamp(quant_min - rhe(min / scale)).
+TQ_HOST_DEVICE ScaleZeroPoint choose_affine_qparams(float min_val, float max_val, QRange range) {
+  const float lo = fminf(min_val, 0.0f);
+  const float hi = fmaxf(max_val, 0.0f);
+  const float steps = range.quant_max - range.quant_min;
+  float scale = (hi - lo) / steps;
+  // Two finite ends can be further apart than the largest float; each part alone cannot.
+  if (scale > 3.4028234663852886e38f) scale = hi / steps - lo / steps;
+  scale = usable_scale(scale);
+  return {scale, saturate(range.quant_min - round_half_even(lo / scale), range)};
+}
+
+TQ_HOST_DEVICE ScaleZeroPoint choose_qparams(float min_val, float max_val, bool symmetric, QRange range) {
+  return symmetric ? choose_symmetric_qparams(min_val, max_val, range) : choose_affine_qparams(min_val, max_val, range);
+}
+
+}  // namespace torchquant::numerics
