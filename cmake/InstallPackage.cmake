@@ -1,0 +1,23 @@
+# `cmake --install`: lib/, include/ and share/cmake/TorchQuant/ under the prefix, and _build_info.py beside them. Installed into
+# torchquant/ of the source tree or of a wheel, the prefix is the Python package.
+include(CMakePackageConfigHelpers)
+set(package_dir share/cmake/TorchQuant)
+
+install(TARGETS ${installed_targets} EXPORT TorchQuantTargets LIBRARY DESTINATION lib)
+install(EXPORT TorchQuantTargets NAMESPACE TorchQuant:: DESTINATION ${package_dir})
+install(DIRECTORY csrc/ DESTINATION include/torchquant FILES_MATCHING PATTERN "*.h" PATTERN "python" EXCLUDE)
+
+configure_package_config_file(cmake/TorchQuantConfig.cmake.in TorchQuantConfig.cmake INSTALL_DESTINATION ${package_dir})
+write_basic_package_version_file(TorchQuantConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+install(FILES "${CMAKE_CURRENT_BINARY_DIR}/TorchQuantConfig.cmake" "${CMAKE_CURRENT_BINARY_DIR}/TorchQuantConfigVersion.cmake"
+        DESTINATION ${package_dir})
+
+if(TARGET torchquant_cuda)
+  set(build_info_cuda True)
+  set(build_info_cuda_architectures "${TORCHQUANT_CUDA_ARCHITECTURES}")
+else()
+  set(build_info_cuda False)
+  set(build_info_cuda_architectures "")
+endif()
+configure_file(cmake/build_info.py.in _build_info.py @ONLY)
+install(FILES "${CMAKE_CURRENT_BINARY_DIR}/_build_info.py" DESTINATION .)
