@@ -1,6 +1,6 @@
 # Finds torch: the one of Python3_EXECUTABLE, unless CMAKE_PREFIX_PATH or Torch_DIR names another. Sets TORCHQUANT_TORCH_VERSION
 # ("2.11.0") and TORCHQUANT_TORCH_CUDA ("13.0", empty for a CPU build of torch) and defines tq_torch (torch's headers and CPU libraries).
-find_package(Python3 QUIET COMPONENTS Interpreter)
+find_package(Python3 QUIET COMPONENTS Interpreter OPTIONAL_COMPONENTS Development.Module)
 if(NOT Torch_DIR AND Python3_Interpreter_FOUND)
   # Where torch.utils.cmake_prefix_path points, without the seconds that importing torch takes.
   execute_process(
@@ -18,7 +18,9 @@ endif()
 if(NOT TARGET torch::cudart)
   add_library(torch::cudart INTERFACE IMPORTED)
 endif()
+set(CMAKE_MESSAGE_LOG_LEVEL ERROR)  # its warning about the static library kineto concerns nobody
 find_package(Torch QUIET)
+unset(CMAKE_MESSAGE_LOG_LEVEL)
 if(NOT Torch_FOUND)
   message(FATAL_ERROR "torch was not found: '${Python3_EXECUTABLE}' has none. Install it there, choose another interpreter "
                       "with -DPython3_EXECUTABLE=..., or point CMAKE_PREFIX_PATH to a LibTorch.")
