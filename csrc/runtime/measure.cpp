@@ -1,0 +1,67 @@
+#include "runtime/measure.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <numeric>
+
+#include "ATen/core/Tensor.h"
+#include "c10/core/InferenceMode.h"
+#include "c10/core/impl/VirtualGuardImpl.h"
+#include "c10/util/Exception.h"
+
+namespace torchquant {
+namespace {
+
+// Kernels on an accelerator run behind our back; without this a measurement would only time their launch.
+void wait_for_devices(const std::vector<c10::IValue>& inputs) {
+  for (const c10::IValue& input : inputs) {
+    if (!input.isTensor() || input.toTensor().device().is_cpu()) continue;
+    const c10::Device device = input.toTensor().device();
+    c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
+  }
+}
+
+// Nearest rank: the smallest time that at least `percent` of the runs did not exceed.
+double percentile(const std::vector<double>& sorted, double percent) {
+  const auto rank = static_cast<size_t>(std::ceil(percent / 100 * static_cast<double>(sorted.size())));
+  return sorted[std::max<size_t>(rank, 1) - 1];
+}
+
+Latency summarize(std::vector<double> times_ms) {
+  std::sort(times_ms.begin(), times_ms.end());
+  const auto count = static_cast<double>(times_ms.size());
+  return {.runs = static_cast<int64_t>(times_ms.size()),
+          .p50_ms = percentile(times_ms, 50),
+          .p95_ms = percentile(times_ms, 95),
+          .p99_ms = percentile(times_ms, 99),
+          .mean_ms = std::accumulate(times_ms.begin(), times_ms.end(), 0.0) / count,
+          .min_ms = times_ms.front()};
+}
+
+}  // namespace
+
+c10::IValue run(torch::jit::Module& module, const std::vector<c10::IValue>& inputs) {
+  const c10::InferenceMode guard;
+  c10::IValue output = module.forward(inputs);
+  wait_for_devices(inputs);
+  return output;
+}
+
+void warm_up(torch::jit::Module& module, const std::vector<c10::IValue>& inputs, int64_t runs) {
+  for (int64_t i = 0; i < runs; ++i) run(module, inputs);
+}
+
+Latency measure(torch::jit::Module& module, const std::vector<c10::IValue>& inputs, MeasureOptions options) {
+  TORCH_CHECK_VALUE(options.runs > 0, "torchquant::measure: runs must be positive; got ", options.runs);
+  warm_up(module, inputs, options.warm_up_runs);
+  std::vector<double> times_ms;
+  for (int64_t i = 0; i < options.runs; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    run(module, inputs);
+    times_ms.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+  }
+  return summarize(std::move(times_ms));
+}
+
+}  // namespace torchquant
