@@ -70,7 +70,7 @@ Manifest copy_records(PyTorchStreamReader& reader, PyTorchStreamWriter& writer) 
   manifest.torchquant_version = TORCHQUANT_VERSION;
   manifest.torch_version = TORCH_VERSION;
   for (const std::string& name : reader.getAllRecords()) {
-    if (is_debug_record(name)) continue;
+    if (!has_digest(name) || is_debug_record(name)) continue;
     const auto [data, size] = reader.getRecord(name);
     writer.writeRecord(name, data.get(), size, is_text_worth_compressing(name, size));
     manifest.record_digests[name] = sha256_hex(data.get(), size);
