@@ -1,5 +1,6 @@
 # Finds torch: the one of Python3_EXECUTABLE, unless CMAKE_PREFIX_PATH or Torch_DIR names another. Sets TORCHQUANT_TORCH_VERSION
-# ("2.11.0") and TORCHQUANT_TORCH_CUDA ("13.0", empty for a CPU build of torch) and defines tq_torch (torch's headers and CPU libraries).
+# ("2.11.0"), TORCHQUANT_TORCH_MINOR ("2.11") and TORCHQUANT_TORCH_CUDA ("13.0", empty for a CPU build of torch), and defines
+# tq_torch (torch's headers and CPU libraries).
 find_package(Python3 QUIET COMPONENTS Interpreter OPTIONAL_COMPONENTS Development.Module)
 if(NOT Torch_DIR AND Python3_Interpreter_FOUND)
   # Where torch.utils.cmake_prefix_path points, without the seconds that importing torch takes.
@@ -27,6 +28,7 @@ if(NOT Torch_FOUND)
 endif()
 
 set(TORCHQUANT_TORCH_VERSION "${Torch_VERSION}")
+string(REGEX MATCH "^[0-9]+\\.[0-9]+" TORCHQUANT_TORCH_MINOR "${Torch_VERSION}")  # what a binary is bound to
 set(TORCHQUANT_TORCH_CUDA "")
 if(EXISTS "${TORCH_INSTALL_PREFIX}/version.py")
   file(STRINGS "${TORCH_INSTALL_PREFIX}/version.py" torch_cuda_line REGEX "^cuda:?.*= *'")

@@ -1,0 +1,116 @@
+"""Prepares the machine for a make target: system packages through apt, Python packages in .venv. Run by the Makefile first;
+does nothing, quickly, where all is there.
+
+    python3 scripts/bootstrap.py build | test | bench
+
+With TORCHQUANT_PYTHON set, that interpreter's environment is checked and nothing is created.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE_DIR = Path(__file__).resolve().parent.parent
+VENV = SOURCE_DIR / ".venv"
+REQUIREMENTS = SOURCE_DIR / "requirements.txt"
+# Packages whose module has another name.
+MODULES = {"scikit-learn": "sklearn", "nlohmann-json": "nlohmann_json"}
+
+
+def compiler_sees(header: str) -> bool:
+    probe = f"#if !__has_include(<{header}>)\n#error missing\n#endif\n"
+    result = subprocess.run([os.environ.get("CXX", "c++"), "-E", "-x", "c++", "-"], input=probe, text=True, capture_output=True)
+    return result.returncode == 0
+
+
+def python_can(python: str, code: str) -> bool:
+    return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
+
+
+def missing_system_packages(target: str, python: str, needs_venv: bool) -> list[str]:
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        return ["g++"]  # the header probes below need it
+    has_python_h = "import os, sysconfig; assert os.path.exists(sysconfig.get_paths()['include'] + '/Python.h')"
+    present = {"python3-dev": python_can(python, has_python_h)}
+    if needs_venv:
+        present["python3-venv"] = python_can(python, "import ensurepip, venv")
+    if target in ("test", "bench"):
+        present["libgtest-dev"] = compiler_sees("gtest/gtest.h")
+        present["libgmock-dev"] = compiler_sees("gmock/gmock.h")
+    if target == "bench":
+        present["libbenchmark-dev"] = compiler_sees("benchmark/benchmark.h")
+    return [package for package, found in present.items() if not found]
+
+
+def install_system_packages(target: str, python: str, needs_venv: bool) -> None:
+    missing = missing_system_packages(target, python, needs_venv)
+    if not missing:
+        return
+    as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    allowed = not as_root or (shutil.which("sudo") and subprocess.run([*as_root, "true"], capture_output=True).returncode == 0)
+    if shutil.which("apt-get") and allowed:
+        print(f"Installing system packages: {' '.join(missing)}", flush=True)
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run([*as_root, "apt-get", "update"], env=environment)
+        subprocess.run([*as_root, "apt-get", "install", "-y", "--no-install-recommends", *missing], env=environment)
+        missing = missing_system_packages(target, python, needs_venv)
+        if missing == ["python3-dev"] and not needs_venv:
+            raise SystemExit(f"Python.h of {python} is missing, and it is not Debian's python3: install its headers.")
+    if missing:
+        raise SystemExit(f"System packages are missing. Run this, then call make again:\n"
+                         f"  sudo apt-get install -y {' '.join(missing)}")
+
+
+def requirements() -> list[str]:
+    lines = (line.split("#")[0].strip() for line in REQUIREMENTS.read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def check_environment(python: str) -> None:
+    modules = {requirement: requirement.split("==")[0] for requirement in requirements()}
+    modules = {requirement: MODULES.get(name, name) for requirement, name in modules.items()}
+    code = "import importlib.util as u, sys; print(*[m for m in sys.argv[1:] if u.find_spec(m) is None])"
+    result = subprocess.run([python, "-c", code, *modules.values()], text=True, capture_output=True)
+    if result.returncode != 0:
+        raise SystemExit(f"TORCHQUANT_PYTHON={python} does not run: {result.stderr.strip()}")
+    absent = result.stdout.split()
+    if absent:
+        wanted = " ".join(requirement for requirement, module in modules.items() if module in absent)
+        raise SystemExit(f"TORCHQUANT_PYTHON={python} lacks {', '.join(absent)}. Run this, then call make again:\n"
+                         f"  {python} -m pip install {wanted}")
+
+
+def create_environment() -> None:
+    stamp = VENV / "requirements.sha256"
+    digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == digest:
+        return
+    print(f"Installing {REQUIREMENTS.name} into {VENV.name}; torch is large, the first time takes minutes", flush=True)
+    steps = [[sys.executable, "-m", "venv", VENV],
+             [VENV / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "-r", REQUIREMENTS]]
+    for step in steps:
+        if subprocess.run(step).returncode != 0:
+            raise SystemExit(f"This step failed: {' '.join(map(str, step))}")
+    stamp.write_text(digest)
+
+
+def main() -> None:
+    if len(sys.argv) != 2 or sys.argv[1] not in ("build", "test", "bench"):
+        raise SystemExit(__doc__)
+    given = os.environ.get("TORCHQUANT_PYTHON")
+    if sys.version_info < (3, 10):
+        raise SystemExit(f"TorchQuant needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]}.")
+    install_system_packages(sys.argv[1], given or sys.executable, needs_venv=not given)
+    if given:
+        check_environment(given)
+    else:
+        create_environment()
+
+
+if __name__ == "__main__":
+    main()
