@@ -5,22 +5,24 @@
 #include <string>
 #include <vector>
 
+#include "export.h"
+
 namespace torchquant::kernels {
 
 enum class Isa : int { kReference = 0, kAvx2 = 1, kAvx512 = 2 };
 
 // "reference", "avx2", "avx512"
-const char* isa_name(Isa isa);
+TQ_API const char* isa_name(Isa isa);
 
 // Every instruction set that this library holds and this CPU runs, slowest first. AVX2 means AVX2 + FMA + F16C;
 // AVX-512 means F + BW + DQ + VL.
-std::vector<Isa> available_isas();
+TQ_API std::vector<Isa> available_isas();
 
 // The fastest available one, or the one that TORCHQUANT_ISA names (read once). Throws std::runtime_error naming the
 // allowed values if the variable names an unknown or an unavailable set.
-Isa selected_isa();
+TQ_API Isa selected_isa();
 
 // Overrides the selection for the running process; for tests and benchmarks. Throws like selected_isa().
-void force_isa(Isa isa);
+TQ_API void force_isa(Isa isa);
 
 }  // namespace torchquant::kernels

@@ -1,0 +1,84 @@
+// The Python module torchquant._C: the whole of pybind11 in this project. Arguments and results are torch's own types, so
+// it must be built with the pybind11 headers that torch bundles.
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/jit/python/pybind.h>
+#include <torch/csrc/jit/python/pybind_utils.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <string>
+#include <vector>
+
+#include "archive/archive.h"
+#include "kernels/isa.h"
+#include "runtime/load.h"
+#include "runtime/measure.h"
+
+namespace py = pybind11;
+
+namespace torchquant {
+namespace {
+
+void save_with_receipt(const torch::jit::Module& module, const std::string& receipt_json, const std::string& path) {
+  save(module, Receipt::from_json(receipt_json), path);
+}
+
+// What `torchquant inspect` shows besides the receipt.
+py::dict read_manifest(const std::string& path) {
+  const archive::Manifest manifest = archive::open_verified(path).manifest;
+  py::dict result;
+  result["format_version"] = manifest.format_version;
+  result["torchquant_version"] = manifest.torchquant_version;
+  result["torch_version"] = manifest.torch_version;
+  result["receipt_json"] = manifest.receipt_json;
+  return result;
+}
+
+py::dict measure_module(torch::jit::Module& module, const py::tuple& inputs, int64_t warm_up_runs, int64_t runs) {
+  std::vector<c10::IValue> values;
+  for (const py::handle& input : inputs) values.push_back(torch::jit::toTypeInferredIValue(input));
+  Latency latency;
+  {
+    const py::gil_scoped_release no_gil;
+    latency = measure(module, values, {.warm_up_runs = warm_up_runs, .runs = runs});
+  }
+  py::dict result;
+  result["runs"] = latency.runs;
+  result["p50_ms"] = latency.p50_ms;
+  result["p95_ms"] = latency.p95_ms;
+  result["p99_ms"] = latency.p99_ms;
+  result["mean_ms"] = latency.mean_ms;
+  result["min_ms"] = latency.min_ms;
+  return result;
+}
+
+kernels::Isa isa_named(const std::string& name) {
+  std::string allowed;
+  for (const kernels::Isa isa : kernels::available_isas()) {
+    if (name == kernels::isa_name(isa)) return isa;
+    allowed += std::string(allowed.empty() ? "" : ", ") + kernels::isa_name(isa);
+  }
+  TORCH_CHECK_VALUE(false, "torchquant: instruction set '", name, "' is not available here; available: ", allowed);
+}
+
+std::vector<std::string> available_isa_names() {
+  std::vector<std::string> names;
+  for (const kernels::Isa isa : kernels::available_isas()) names.emplace_back(kernels::isa_name(isa));
+  return names;
+}
+
+}  // namespace
+}  // namespace torchquant
+
+// wrap_pybind_function turns c10::Error into the matching Python exception, without a C++ stack in its text.
+PYBIND11_MODULE(_C, m) {
+  using namespace torchquant;
+  m.def("save", torch::wrap_pybind_function_no_gil(save_with_receipt), py::arg("module"), py::arg("receipt_json"), py::arg("path"));
+  m.def("load", torch::wrap_pybind_function_no_gil(load), py::arg("path"), py::arg("device"));
+  m.def("read_manifest", torch::wrap_pybind_function(read_manifest), py::arg("path"));
+  m.def("measure", torch::wrap_pybind_function(measure_module), py::arg("module"), py::arg("inputs"), py::arg("warm_up_runs"),
+        py::arg("runs"));
+  m.def("available_isas", torch::wrap_pybind_function(available_isa_names));
+  m.def("selected_isa", torch::wrap_pybind_function([] { return std::string(kernels::isa_name(kernels::selected_isa())); }));
+  m.def("force_isa", torch::wrap_pybind_function([](const std::string& name) { kernels::force_isa(isa_named(name)); }),
+        py::arg("name"));
+}
