@@ -2,7 +2,6 @@
 // it must be built with the pybind11 headers that torch bundles.
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/jit/python/pybind.h>
-#include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <string>
@@ -33,9 +32,8 @@ py::dict read_manifest(const std::string& path) {
   return result;
 }
 
-py::dict measure_module(torch::jit::Module& module, const py::tuple& inputs, int64_t warm_up_runs, int64_t runs) {
-  std::vector<c10::IValue> values;
-  for (const py::handle& input : inputs) values.push_back(torch::jit::toTypeInferredIValue(input));
+py::dict measure_module(torch::jit::Module& module, const std::vector<at::Tensor>& inputs, int64_t warm_up_runs, int64_t runs) {
+  const std::vector<c10::IValue> values(inputs.begin(), inputs.end());
   Latency latency;
   {
     const py::gil_scoped_release no_gil;
