@@ -1,6 +1,5 @@
 """Packaging only: CMake (through scripts/cmake_build.py) builds everything and fills the package."""
 
-import importlib.metadata
 import re
 import shutil
 import sys
@@ -36,7 +35,7 @@ def version():
 
 def torch_requirement():
     """A library built for one minor version of torch does not load in another."""
-    major, minor = importlib.metadata.version("torch").split(".")[:2]
+    major, minor = cmake_build.torch_distribution().version.split(".")[:2]
     return f"torch=={major}.{minor}.*"
 
 

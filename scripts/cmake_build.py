@@ -43,14 +43,28 @@ def _run(*command: object) -> None:
     subprocess.run([str(part) for part in command], check=True)
 
 
+def torch_distribution() -> importlib.metadata.Distribution:
+    try:
+        return importlib.metadata.distribution("torch")
+    except importlib.metadata.PackageNotFoundError:
+        raise SystemExit(
+            f"{sys.executable} has no torch to build against. Install it (requirements.txt pins the version that TorchQuant is "
+            "developed with), and build without isolation: pip install --no-build-isolation ."
+        ) from None
+
+
 def _identity() -> dict[str, str]:
     """What a CMake cache must not outlive: find_package keeps the first torch and the first toolkit that it saw."""
-    torch = importlib.metadata.distribution("torch")
+    torch = torch_distribution()
     nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    try:
+        nvcc_version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    except OSError:
+        nvcc_version = ""
     return {
         "python": sys.executable,
         "torch": f"{torch.version} {torch.locate_file('')}",
-        "nvcc": nvcc if Path(nvcc).exists() else "",
+        "nvcc": nvcc if nvcc_version else "",
     }
 
 
@@ -98,7 +112,7 @@ def install(prefix: Path) -> None:
 
 def build_examples() -> None:
     """Builds each C++ example as a user does: a project of its own that finds the installed TorchQuant."""
-    torch = importlib.metadata.distribution("torch").locate_file("torch/share/cmake")
+    torch = torch_distribution().locate_file("torch/share/cmake")
     for example in sorted(path.parent for path in (SOURCE_DIR / "cpp_examples").glob("*/CMakeLists.txt")):
         directory = build_dir() / "cpp_examples" / example.name
         if not (directory / "build.ninja").exists():
