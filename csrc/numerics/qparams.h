@@ -39,7 +39,9 @@ TQ_HOST_DEVICE ScaleZeroPoint choose_affine_qparams(float min_val, float max_val
   return {scale, saturate(range.quant_min - round_half_even(lo / scale), range)};
 }
 
+// An empty range (min +inf, max -inf: nothing was seen) counts as [0, 0].
 TQ_HOST_DEVICE ScaleZeroPoint choose_qparams(float min_val, float max_val, bool symmetric, QRange range) {
+  if (min_val > max_val) min_val = max_val = 0.0f;
   return symmetric ? choose_symmetric_qparams(min_val, max_val, range) : choose_affine_qparams(min_val, max_val, range);
 }
 
