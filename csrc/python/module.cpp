@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "archive/archive.h"
@@ -19,6 +20,12 @@ namespace {
 
 void save_with_receipt(const torch::jit::Module& module, const std::string& receipt_json, const std::string& path) {
   save(module, Receipt::from_json(receipt_json), path);
+}
+
+std::pair<torch::jit::Module, std::string> load_with_receipt(const std::string& path, at::Device device) {
+  Receipt receipt;
+  torch::jit::Module module = load(path, device, &receipt);
+  return {std::move(module), receipt.to_json()};
 }
 
 // What `torchquant inspect` shows besides the receipt.
@@ -71,7 +78,7 @@ std::vector<std::string> available_isa_names() {
 PYBIND11_MODULE(_C, m) {
   using namespace torchquant;
   m.def("save", torch::wrap_pybind_function_no_gil(save_with_receipt), py::arg("module"), py::arg("receipt_json"), py::arg("path"));
-  m.def("load", torch::wrap_pybind_function_no_gil(load), py::arg("path"), py::arg("device"));
+  m.def("load", torch::wrap_pybind_function_no_gil(load_with_receipt), py::arg("path"), py::arg("device"));
   m.def("read_manifest", torch::wrap_pybind_function(read_manifest), py::arg("path"));
   m.def("measure", torch::wrap_pybind_function(measure_module), py::arg("module"), py::arg("inputs"), py::arg("warm_up_runs"),
         py::arg("runs"));

@@ -7,12 +7,13 @@
 
 namespace torchquant {
 
-torch::jit::Module load(const std::string& path, at::Device device) {
+torch::jit::Module load(const std::string& path, at::Device device, Receipt* receipt) {
   const archive::VerifiedFile file = archive::open_verified(path);
   try {
     torch::jit::Module module = torch::jit::load(file.source, device, /*load_debug_files=*/false);
     module.eval();
     check_parameters(module);
+    if (receipt != nullptr) *receipt = Receipt::from_json(file.manifest.receipt_json);
     return module;
   } catch (const c10::Error& error) {
     // The bytes are the ones that were written, so this is an op that a newer torchquant or torch knows, a device that is

@@ -1,0 +1,56 @@
+"""The lowering receipt in Python: for every layer the kernel that runs it, or the reason it stayed float."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+
+from rich.console import Console
+from rich.table import Table
+
+
+class Receipt:
+    """The rows that the converter wrote, one dict per layer:
+
+    ``layer``, ``kind``, ``precision`` ("int8", "int4", "float"), ``kernel``, ``reason`` (why it stayed float), ``fused`` (what the
+    kernel took in besides the layer), ``inputs`` and ``output`` (paths of the activation fake-quants read and written).
+    """
+
+    def __init__(self, rows: list[dict]):
+        self.rows = rows
+
+    @classmethod
+    def from_json(cls, text: str) -> Receipt:
+        return cls(json.loads(text)["rows"])
+
+    def to_json(self) -> str:
+        return json.dumps({"rows": self.rows})
+
+    def summary(self) -> dict[str, int]:
+        """Number of layers per precision: {"int8": 12, "float": 1}."""
+        return dict(Counter(row["precision"] for row in self.rows))
+
+    def table(self) -> Table:
+        table = Table(title="Lowering receipt", caption=_summary_line(self.summary()))
+        for heading in ("layer", "kind", "precision", "kernel", "fused / reason"):
+            table.add_column(heading, overflow="fold")
+        for row in self.rows:
+            detail = row["reason"] or ", ".join(row["fused"])
+            table.add_row(row["layer"], row["kind"], row["precision"], row["kernel"], detail)
+        return table
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=140)
+        console.print(self.table())
+        return console.file.getvalue()
+
+    def __repr__(self) -> str:
+        return f"Receipt({_summary_line(self.summary())})"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def _summary_line(summary: dict[str, int]) -> str:
+    return ", ".join(f"{count} {precision}" for precision, count in sorted(summary.items())) or "no layers"

@@ -1,0 +1,225 @@
+"""Traces a prepared model into the TorchScript graph that the converter reads, and checks the trace against the model itself."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch.utils import _pytree as pytree
+
+from torchquant.fake_quantize import FakeQuantize
+from torchquant.prepare.example_run import evaluating, repeatable, unpack
+
+
+def trace(prepared: torch.nn.Module, example_inputs, *, fixed_shapes: bool = False) -> torch.jit.ScriptModule:
+    """The prepared model as TorchScript, on the CPU in fp32 and eval mode: what `torchquant convert` and C++ convert.
+
+    The trace must agree with the model at two batch sizes and, where an input has one, two sequence lengths, unless
+    `fixed_shapes` says that only the shapes of `example_inputs` matter.
+    """
+    return Trace(prepared, example_inputs, fixed_shapes).script
+
+
+class Trace:
+    """A CPU fp32 copy of the prepared model with a flat interface, its TorchScript, and the inputs on which both agree.
+
+    Arguments that are no tensors are fixed at their example value and leave the signature; dict, list and dataclass outputs
+    become tuples, without their Nones.
+    """
+
+    def __init__(self, prepared: torch.nn.Module, example_inputs, fixed_shapes: bool = False):
+        args, kwargs = unpack(example_inputs)
+        self.model = _evaluation_copy(prepared)
+        self.inputs = _give_flat_interface(self.model, args, kwargs)
+        self.script = self._trace()
+        self.checks: list[dict] = []  # what was compared or skipped, for the user
+        self.checked_inputs: list[tuple] = []
+        self._check("example_inputs", self.inputs, "holds data-dependent Python control flow or randomness")
+        if not fixed_shapes:
+            self._check_batch_size()
+            self._check_lengths()
+
+    def run_model(self, inputs: tuple):
+        with torch.no_grad(), repeatable(), _without_fused_attention():
+            return self.model(*_clones(inputs))
+
+    def run_script(self, inputs: tuple):
+        # The optimising executor may fuse; as written, the trace runs the very ops of the model.
+        with torch.no_grad(), repeatable(), torch.jit.optimized_execution(False):
+            return self.script(*_clones(inputs))
+
+    def _trace(self) -> torch.jit.ScriptModule:
+        with torch.no_grad(), repeatable(), _without_fused_attention(), warnings.catch_warnings():
+            # The tracer's guesses about baked-in values are answered by our checks; its deprecation is not the user's matter.
+            warnings.simplefilter("ignore")
+            return torch.jit.trace(self.model, self.inputs, check_trace=False, strict=False)
+
+    def _check_batch_size(self) -> None:
+        size = _size(self.inputs, 0)
+        if size is None:
+            self.checks.append({"check": "batch size", "skipped": "the first input has no dimensions"})
+            return
+        self._check_resized("batch size", 0, size, size + 1)
+
+    def _check_lengths(self) -> None:
+        for dim in _length_dims(self.inputs):
+            size = _size(self.inputs, dim)
+            # Shorter rather than longer: position embeddings end somewhere.
+            self._check_resized(f"dimension {dim}", dim, size, size - 1 if size > 1 else size + 1)
+
+    def _check_resized(self, what: str, dim: int, size: int, new_size: int) -> None:
+        inputs = _resized(self.inputs, dim, size, new_size)
+        try:
+            self.run_model(inputs)
+        except Exception as error:  # the model's own limit, whatever it raises
+            self.checks.append({"check": what, "skipped": f"the model takes only {size}: {_first_line(error)}"})
+            return
+        self._check(what, inputs, f"fixes the {what} at {size}, while the model also runs with {new_size}; pass fixed_shapes=True "
+                    "if only the example's shapes matter")
+
+    def _check(self, what: str, inputs: tuple, blame: str) -> None:
+        expected = self.run_model(inputs)
+        try:
+            actual = self.run_script(inputs)
+        except RuntimeError as error:
+            raise ValueError(f"convert: the trace of the model {blame} (running it failed: {_last_line(error)})") from error
+        if not _same(expected, actual):
+            raise ValueError(f"convert: the trace of the model {blame} (its results differ from the model's)")
+        self.checks.append({"check": what, "shapes": [list(leaf.shape) for leaf in pytree.tree_leaves(inputs)]})
+        self.checked_inputs.append(inputs)
+
+
+def _evaluation_copy(prepared: torch.nn.Module) -> torch.nn.Module:
+    model = copy.deepcopy(prepared).to("cpu").float().eval()
+    fake_quants = {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantize)}
+    if not fake_quants:
+        raise ValueError(f"convert: {type(prepared).__name__} holds no fake-quant; make one with torchquant.prepare or prepare_qat")
+    unseen = [name for name, fake_quant in fake_quants.items() if not fake_quant.observed]
+    if unseen:
+        raise ValueError(f"convert: these fake-quants have seen no data, run torchquant.calibrate first: {', '.join(unseen)}")
+    for fake_quant in fake_quants.values():
+        fake_quant.enable_observer(False)
+        fake_quant.enable_fake_quant(True)
+    return model
+
+
+def _give_flat_interface(model: torch.nn.Module, args: tuple, kwargs: dict) -> tuple:
+    """Makes `model.forward` take only tensors (or nested tuples of them), by name, and return only tuples. Returns those tensors.
+
+    By a subclass, not by a module around it, because the converter names layers by their path from the root.
+    """
+    bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    arguments = {**dict(zip(_positional_names(bound), args)), **kwargs}
+    traced = {name: _as_evaluation_input(value) for name, value in arguments.items() if _holds_tensors(value)}
+    base = type(model)
+
+    def forward(self, *tensors):
+        values = {**arguments, **dict(zip(traced, tensors))}
+        positional = [values.pop(name) for name in list(arguments)[: len(args)]]
+        return _flat_output(base.forward(self, *positional, **values))
+
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *traced)]
+    forward.__signature__ = inspect.Signature(parameters)
+    model.__class__ = type(base.__name__, (base,), {"forward": forward, "__module__": base.__module__})
+    return tuple(traced.values())
+
+
+def _positional_names(bound: inspect.BoundArguments) -> list[str]:
+    names = []
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            names += [f"{name}_{i}" for i in range(len(value))]
+        elif kind is not inspect.Parameter.VAR_KEYWORD:
+            names.append(name)
+    return names
+
+
+def _holds_tensors(value) -> bool:
+    return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
+
+
+def _as_evaluation_input(value):
+    def move(leaf):
+        if not isinstance(leaf, torch.Tensor):
+            raise TypeError(f"convert: an argument mixes tensors and {type(leaf).__name__}; TorchScript takes tensors and tuples of them")
+        leaf = leaf.detach().to("cpu")
+        return leaf.float() if leaf.is_floating_point() else leaf
+
+    return pytree.tree_map(move, value)
+
+
+def _flat_output(output):
+    if isinstance(output, torch.Tensor):
+        return output
+    if isinstance(output, Mapping):
+        values = output.values()
+    elif dataclasses.is_dataclass(output):
+        values = [getattr(output, field.name) for field in dataclasses.fields(output)]
+    elif isinstance(output, (tuple, list)):
+        values = output
+    else:
+        raise TypeError(
+            f"convert: the model returns {type(output).__name__}; allowed are tensors and tuples, lists, dicts and dataclasses of them"
+        )
+    return tuple(_flat_output(value) for value in values if value is not None)
+
+
+@contextlib.contextmanager
+def _without_fused_attention():
+    # In eval mode nn.TransformerEncoderLayer would run one fused kernel that reads the float weights past their fake-quants.
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def _clones(inputs: tuple) -> tuple:
+    return pytree.tree_map(torch.clone, inputs)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]  # TorchScript's own text comes before
+
+
+def _size(inputs: tuple, dim: int) -> int | None:
+    """Size of `dim` in the first tensor that has it."""
+    return next((leaf.size(dim) for leaf in pytree.tree_leaves(inputs) if leaf.dim() > dim), None)
+
+
+def _length_dims(inputs: tuple) -> list[int]:
+    """Dimensions that may be a sequence length: the second of token ids, the inner two of a three-dimensional input."""
+    leaf = pytree.tree_leaves(inputs)[0]
+    if leaf.dim() == 3:
+        return [1, 2]
+    return [1] if leaf.dim() == 2 and not leaf.is_floating_point() else []
+
+
+def _resized(inputs: tuple, dim: int, size: int, new_size: int) -> tuple:
+    """Every tensor whose `dim` is `size` long, cut or repeated to `new_size`."""
+
+    def resize(leaf):
+        if leaf.dim() <= dim or leaf.size(dim) != size:
+            return leaf
+        return leaf.index_select(dim, torch.arange(new_size) % size)
+
+    return pytree.tree_map(resize, inputs)
+
+
+def _same(expected, actual) -> bool:
+    expected, actual = pytree.tree_leaves(expected), pytree.tree_leaves(actual)
+    return len(expected) == len(actual) and all(
+        a.shape == e.shape and a.dtype == e.dtype and torch.allclose(a, e, rtol=1e-5, atol=1e-6, equal_nan=True)
+        for e, a in zip(expected, actual)
+    )
