@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "kernels/isa.h"
 #include "numerics/affine.h"
 
 namespace torchquant::kernels {
@@ -24,16 +25,20 @@ struct QParamArrays {
   const float* zero_point;  // effective (rounded and clamped) zero points
 };
 
-// Sums over one run. Reduced in a fixed order (16 fp32 lanes per block of kReductionBlock elements, lanes added in
-// order, blocks added in fp64), so that every instruction set and thread count gives the same bits.
+// Sums over one run, in an order that is the same for every instruction set: within a block of kReductionBlock
+// elements, element i is added to fp32 lane i % kReductionLanes; then the lanes of each block, block after block, are
+// added to one fp64 sum. A caller that splits a run over threads gets the same bits for every thread count if it splits
+// at fixed multiples of kReductionBlock and adds the parts in order.
 struct QParamGrads {
   double scale;
   double zero_point;
 };
 
 inline constexpr int64_t kReductionBlock = 4096;
+inline constexpr int kReductionLanes = 16;
 
 // Range of the finite values, and how many values were not finite. min = +inf, max = -inf where no value is finite.
+// A negative zero counts as zero, so that the result does not depend on the order of the values.
 struct MinMax {
   float min_val;
   float max_val;
@@ -66,6 +71,7 @@ struct FakeQuantizeKernels {
   void (*dequantize_run)(const void* q, void* y, int64_t n, bool q_signed, FloatType type, QParams p);
   void (*dequantize_each)(const void* q, void* y, int64_t n, bool q_signed, FloatType type, QParamArrays p);
 
+  // n may be 0.
   MinMax (*min_max_run)(const void* x, int64_t n, FloatType type);
   // Widens min_val[i], max_val[i] by x[i] and returns how many values were not finite.
   int64_t (*min_max_each)(const void* x, int64_t n, FloatType type, float* min_val, float* max_val);
@@ -73,5 +79,8 @@ struct FakeQuantizeKernels {
 
 // The table of the instruction set that isa.h selected (TORCHQUANT_ISA=reference|avx2|avx512 forces one).
 const FakeQuantizeKernels& fake_quantize_kernels();
+
+// The table of one instruction set, which must be among available_isas(). For tests and benchmarks.
+const FakeQuantizeKernels& fake_quantize_kernels(Isa isa);
 
 }  // namespace torchquant::kernels

@@ -18,8 +18,8 @@ TQ_API const char* isa_name(Isa isa);
 // AVX-512 means F + BW + DQ + VL.
 TQ_API std::vector<Isa> available_isas();
 
-// The fastest available one, or the one that TORCHQUANT_ISA names (read once). Throws std::runtime_error naming the
-// allowed values if the variable names an unknown or an unavailable set.
+// The fastest available one, or the one that TORCHQUANT_ISA names (read at the first use). Throws std::runtime_error
+// naming the allowed values if the variable names an unknown or an unavailable set.
 TQ_API Isa selected_isa();
 
 // Overrides the selection for the running process; for tests and benchmarks. Throws like selected_isa().

@@ -26,6 +26,12 @@ struct QRange {
   float quant_max;
 };
 
+inline constexpr float kMaxFloat = 3.4028234663852886e38f;
+
+// What a caller may pass as a scale: positive, finite, and with a finite reciprocal (from 2^-128 up); below that, zero
+// times 1/scale would be NaN. NaN fails every comparison.
+TQ_HOST_DEVICE bool valid_scale(float scale) { return scale > 0.0f && scale <= kMaxFloat && 1.0f / scale <= kMaxFloat; }
+
 // Nearest integer, ties to even. Relies on the default rounding mode, which nothing here changes.
 TQ_HOST_DEVICE float round_half_even(float x) {
 #if defined(__CUDA_ARCH__)

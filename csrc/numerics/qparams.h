@@ -34,7 +34,7 @@ TQ_HOST_DEVICE ScaleZeroPoint choose_affine_qparams(float min_val, float max_val
   const float steps = range.quant_max - range.quant_min;
   float scale = (hi - lo) / steps;
   // Two finite ends can be further apart than the largest float; each part alone cannot.
-  if (scale > 3.4028234663852886e38f) scale = hi / steps - lo / steps;
+  if (scale > kMaxFloat) scale = hi / steps - lo / steps;
   scale = usable_scale(scale);
   return {scale, saturate(range.quant_min - round_half_even(lo / scale), range)};
 }
