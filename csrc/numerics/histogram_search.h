@@ -1,5 +1,5 @@
-// From a histogram (numerics/stats.h) to the range that quantizes it best: percentile, mean squared error, entropy. Called by
-// the qparams_from_histogram ops. Every result is clipped to the range seen; an empty histogram gives [0, 0].
+// From a histogram (numerics/stats.h) to the range that quantizes it best: percentile, mean squared error, entropy.
+// Called by the qparams_from_histogram ops. Every result is clipped to the range seen; an empty histogram gives [0, 0].
 #pragma once
 
 #include <cmath>
@@ -12,13 +12,13 @@ namespace torchquant::numerics {
 
 struct Histogram {
   const int64_t* counts;
-  ObservedRange range;
+  Range range;
   HistogramGrid grid;
 };
 
 // Range to quantize when nothing is clipped: what was seen, and zero.
-TQ_HOST_DEVICE ObservedRange full_range(const Histogram& h) {
-  if (is_empty(h.range)) return {0.0f, 0.0f};
+TQ_HOST_DEVICE Range full_range(const Histogram& h) {
+  if (h.range.empty()) return {0.0f, 0.0f};
   return {fminf(h.range.min_val, 0.0f), fmaxf(h.range.max_val, 0.0f)};
 }
 
@@ -62,8 +62,8 @@ TQ_HOST_DEVICE float end_of_side(const Histogram& h, int32_t step, double cut) {
   return ldexpf(static_cast<float>(distance_at_rank(h, step, rank)), h.grid.exponent);
 }
 
-TQ_HOST_DEVICE ObservedRange percentile_range(const Histogram& h, double percentile, bool symmetric) {
-  const ObservedRange full = full_range(h);
+TQ_HOST_DEVICE Range percentile_range(const Histogram& h, double percentile, bool symmetric) {
+  const Range full = full_range(h);
   const double total = static_cast<double>(total_count(h));
   if (total == 0.0) return full;
   const double cut = total * (100.0 - percentile) / 100.0;
@@ -76,9 +76,10 @@ TQ_HOST_DEVICE ObservedRange percentile_range(const Histogram& h, double percent
 }
 
 // ---- mean squared error ---------------------------------------------------------------------------------------------
-// The squared error of a quantizer over values that are evenly spread inside each bin, exactly: a code v takes the values
-// of a cell around it, and the error of a cell is M2 - 2 v M1 + v^2 M0 with the moments of the values in it. Moments come
-// from prefix sums, so one candidate costs a step per code, not per bin. Distances are in bin widths from zero.
+// The squared error of a quantizer over values that are evenly spread inside each bin, exactly: a code v takes the
+// values of a cell around it, and the error of a cell is M2 - 2 v M1 + v^2 M0 with the moments of the values in it.
+// Moments come from prefix sums, so one candidate costs a step per code, not per bin. Distances are in bin widths from
+// zero.
 
 struct Moments {
   double m0;
@@ -117,7 +118,7 @@ TQ_HOST_DEVICE Moments moments_below(const Histogram& h, const Moments* prefix, 
 }
 
 // Sum over all values of (x_hat - x)^2, in squared bin widths, when `range` is what is quantized.
-TQ_HOST_DEVICE double squared_error(const Histogram& h, const Moments* prefix, ObservedRange range, bool symmetric,
+TQ_HOST_DEVICE double squared_error(const Histogram& h, const Moments* prefix, Range range, bool symmetric,
                                     QRange codes) {
   const ScaleZeroPoint p = choose_qparams(range.min_val, range.max_val, symmetric, codes);
   const double step = ldexp(static_cast<double>(p.scale), -h.grid.exponent);
@@ -139,13 +140,13 @@ inline constexpr int32_t kMseRounds = 2;
 
 // Keeps the best range over candidates low_i = low_fixed or full * i/100, high_i likewise.
 TQ_HOST_DEVICE void search_ends(const Histogram& h, const Moments* prefix, bool symmetric, QRange codes, bool move_low,
-                                bool move_high, ObservedRange* best, double* best_error) {
-  const ObservedRange full = full_range(h);
-  const ObservedRange start = *best;
+                                bool move_high, Range* best, double* best_error) {
+  const Range full = full_range(h);
+  const Range start = *best;
   for (int32_t i = kMseCandidates; i > 0; --i) {  // from the widest: a tie clips less
     const float part = static_cast<float>(i) / kMseCandidates;
-    const ObservedRange candidate{move_low ? full.min_val * part : start.min_val,
-                                  move_high ? full.max_val * part : start.max_val};
+    const Range candidate{move_low ? full.min_val * part : start.min_val,
+                          move_high ? full.max_val * part : start.max_val};
     const double error = squared_error(h, prefix, candidate, symmetric, codes);
     if (error < *best_error) {
       *best_error = error;
@@ -156,8 +157,8 @@ TQ_HOST_DEVICE void search_ends(const Histogram& h, const Moments* prefix, bool 
 
 // Both ends shrink together first; then, for affine ranges, each end moves alone while the other stays. The error never
 // exceeds that of the full range, which is the first candidate. `prefix` is scratch of bins + 1 entries.
-TQ_HOST_DEVICE ObservedRange mse_range(const Histogram& h, bool symmetric, QRange codes, Moments* prefix) {
-  ObservedRange best = full_range(h);
+TQ_HOST_DEVICE Range mse_range(const Histogram& h, bool symmetric, QRange codes, Moments* prefix) {
+  Range best = full_range(h);
   fill_moments(h, prefix);
   if (prefix[h.grid.bins].m0 == 0.0) return best;
   double best_error = squared_error(h, prefix, best, symmetric, codes);
@@ -171,8 +172,9 @@ TQ_HOST_DEVICE ObservedRange mse_range(const Histogram& h, bool symmetric, QRang
 }
 
 // ---- entropy --------------------------------------------------------------------------------------------------------
-// After S. Migacz, "8-bit inference with TensorRT" (NVIDIA GTC 2017): of the ranges [-t, t], clipped to what was seen for
-// affine codes, take the one whose quantized distribution Q has the least Kullback-Leibler divergence from the reference P.
+// After S. Migacz, "8-bit inference with TensorRT" (NVIDIA GTC 2017): of the ranges [-t, t], clipped to what was seen
+// for affine codes, take the one whose quantized distribution Q has the least Kullback-Leibler divergence from the
+// reference P.
 //   P: the bins inside, with everything outside added to the outermost ones
 //   Q: the bins inside, averaged over the non-empty bins of each of the codes' equal shares of the window
 // Zeros are exact whatever the range, so the bin that holds them weighs no more than its larger neighbour.
@@ -212,7 +214,7 @@ struct Window {
   int32_t last;
 };
 
-TQ_HOST_DEVICE Window candidate_window(const Histogram& h, ObservedRange full, int32_t half_width, bool symmetric) {
+TQ_HOST_DEVICE Window candidate_window(const Histogram& h, Range full, int32_t half_width, bool symmetric) {
   const int32_t zero = h.grid.negative;
   if (symmetric) return {zero - half_width, zero + half_width};
   const int32_t below = bins_up_to(-full.min_val, h.grid.inv_width);
@@ -261,8 +263,8 @@ TQ_HOST_DEVICE double divergence(const Histogram& h, const EntropySums* prefix, 
 inline constexpr int32_t kEntropyCandidates = 1024;
 
 // `prefix` is scratch of bins + 1 entries.
-TQ_HOST_DEVICE ObservedRange entropy_range(const Histogram& h, bool symmetric, QRange codes, EntropySums* prefix) {
-  const ObservedRange full = full_range(h);
+TQ_HOST_DEVICE Range entropy_range(const Histogram& h, bool symmetric, QRange codes, EntropySums* prefix) {
+  const Range full = full_range(h);
   fill_entropy_sums(h, prefix);
   if (prefix[h.grid.bins].count == 0.0) return full;
   const int32_t code_count = static_cast<int32_t>(codes.quant_max - codes.quant_min) + 1;

@@ -1,5 +1,6 @@
 // Observer state as scalar formulas: running and averaged ranges, and the bins of a histogram that grows. Called by the
-// observer kernels of every device and by observers that merge; numerics/histogram_search.h turns a histogram into a range.
+// observer kernels of every device and by observers that merge; numerics/histogram_search.h turns a histogram into a
+// range.
 #pragma once
 
 #include <cmath>
@@ -10,38 +11,38 @@
 namespace torchquant::numerics {
 
 // Range of the finite values seen. min_val = +inf, max_val = -inf where none was.
-struct ObservedRange {
+struct Range {
   float min_val;
   float max_val;
+
+  TQ_HOST_DEVICE bool empty() const { return min_val > max_val; }
 };
 
-TQ_HOST_DEVICE bool is_empty(ObservedRange range) { return !(range.min_val <= range.max_val); }
-
 // Running min-max, and the merge of two: exact, in any order.
-TQ_HOST_DEVICE ObservedRange merge_ranges(ObservedRange a, ObservedRange b) {
+TQ_HOST_DEVICE Range merge_ranges(Range a, Range b) {
   return {fminf(a.min_val, b.min_val), fmaxf(a.max_val, b.max_val)};
 }
 
 // m += averaging_constant * (batch - m). The first batch sets the range, an empty batch leaves it, and a constant of 1
 // takes the batch as it is (m + (batch - m) would round).
-TQ_HOST_DEVICE ObservedRange moving_average(ObservedRange running, ObservedRange batch, float averaging_constant) {
-  if (is_empty(batch)) return running;
-  if (is_empty(running) || averaging_constant >= 1.0f) return batch;
+TQ_HOST_DEVICE Range moving_average(Range running, Range batch, float averaging_constant) {
+  if (batch.empty()) return running;
+  if (running.empty() || averaging_constant >= 1.0f) return batch;
   return {running.min_val + averaging_constant * (batch.min_val - running.min_val),
           running.max_val + averaging_constant * (batch.max_val - running.max_val)};
 }
 
 // A moving average, or the merge of `merged` + 1 of them.
 struct AveragedRange {
-  ObservedRange range;
+  Range range;
   int64_t merged;
 };
 
 // Mean of all the averages merged so far, each with the same say, so that merging is order-free up to fp32 rounding. An
 // average that saw nothing has no say.
 TQ_HOST_DEVICE AveragedRange merge_averages(AveragedRange a, AveragedRange b) {
-  if (is_empty(b.range)) return a;
-  if (is_empty(a.range)) return b;
+  if (b.range.empty()) return a;
+  if (a.range.empty()) return b;
   const float a_count = static_cast<float>(a.merged + 1);
   const float b_count = static_cast<float>(b.merged + 1);
   return {moving_average(a.range, b.range, b_count / (a_count + b_count)), a.merged + b.merged + 1};
@@ -51,8 +52,8 @@ TQ_HOST_DEVICE AveragedRange merge_averages(AveragedRange a, AveragedRange b) {
 //   - the bin width is a power of two, the smallest with which the range and zero fit;
 //   - zero is a bin edge; bin `negative + m` holds (m * width, (m + 1) * width] (and zero itself, for m = 0) and bin
 //     `negative - 1 - m` mirrors it, for m = 0, 1, ...
-// A growing range therefore only doubles the width, which adds neighbouring counts, and shifts: the counts are those that
-// one pass over all the data with the final bins would give, whatever the order of batches and merges.
+// A growing range therefore only doubles the width, which adds neighbouring counts, and shifts: the counts are those
+// that one pass over all the data with the final bins would give, whatever the order of batches and merges.
 struct HistogramGrid {
   int32_t exponent;  // width = 2^exponent
   float inv_width;
@@ -61,7 +62,7 @@ struct HistogramGrid {
 };
 
 inline constexpr int32_t kMinHistogramBins = 16;
-inline constexpr int32_t kMaxHistogramBins = 1 << 20;  // bin numbers stay exact in fp32
+inline constexpr int32_t kMaxHistogramBins = 1 << 20;   // bin numbers stay exact in fp32
 inline constexpr int32_t kMinHistogramExponent = -120;  // width far below kMinScale; 1 / width stays finite
 
 // Bins that values of magnitude up to `end` occupy; tiny ones too, although end / width may underflow to zero.
@@ -69,9 +70,9 @@ TQ_HOST_DEVICE int32_t bins_up_to(float end, float inv_width) {
   return end > 0.0f ? static_cast<int32_t>(fmaxf(ceilf(end * inv_width), 1.0f)) : 0;
 }
 
-TQ_HOST_DEVICE HistogramGrid histogram_grid(ObservedRange range, int32_t bins) {
-  const float below = is_empty(range) ? 0.0f : fmaxf(-range.min_val, 0.0f);
-  const float above = is_empty(range) ? 0.0f : fmaxf(range.max_val, 0.0f);
+TQ_HOST_DEVICE HistogramGrid histogram_grid(Range range, int32_t bins) {
+  const float below = range.empty() ? 0.0f : fmaxf(-range.min_val, 0.0f);
+  const float above = range.empty() ? 0.0f : fmaxf(range.max_val, 0.0f);
   int32_t exponent = kMinHistogramExponent;
   const float largest = fmaxf(below, above);
   if (largest > 0.0f) {

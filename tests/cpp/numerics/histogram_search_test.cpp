@@ -21,7 +21,7 @@ struct Data {
   Histogram histogram;
 
   Data(std::vector<float> v, int32_t bins) : values(std::move(v)), counts(bins, 0) {
-    ObservedRange range{INFINITY, -INFINITY};
+    Range range{INFINITY, -INFINITY};
     for (float x : values) range = merge_ranges(range, {x, x});
     histogram = {counts.data(), range, histogram_grid(range, bins)};
     for (float x : values) ++counts[bin_of(x, histogram.grid)];
@@ -29,16 +29,16 @@ struct Data {
   Data(const Data&) = delete;
 
   float width() const { return std::ldexp(1.0f, histogram.grid.exponent); }
-  ObservedRange mse(bool symmetric, QRange codes) const {
+  Range mse(bool symmetric, QRange codes) const {
     std::vector<Moments> scratch(counts.size() + 1);
     return mse_range(histogram, symmetric, codes, scratch.data());
   }
-  ObservedRange entropy(bool symmetric, QRange codes) const {
+  Range entropy(bool symmetric, QRange codes) const {
     std::vector<EntropySums> scratch(counts.size() + 1);
     return entropy_range(histogram, symmetric, codes, scratch.data());
   }
   // Mean squared error of the values themselves.
-  double error_of(ObservedRange range, bool symmetric, QRange codes) const {
+  double error_of(Range range, bool symmetric, QRange codes) const {
     const ScaleZeroPoint chosen = choose_qparams(range.min_val, range.max_val, symmetric, codes);
     const QParams p = make_qparams(chosen.scale, chosen.zero_point, codes);
     double sum = 0.0;
@@ -71,10 +71,10 @@ TEST(Percentile, CutsEachTailAndAHundredKeepsAll) {
   std::vector<float> values;
   for (int i = -500; i <= 1500; ++i) values.push_back(static_cast<float>(i));
   const Data data(values, 4096);
-  const ObservedRange all = percentile_range(data.histogram, 100.0, false);
+  const Range all = percentile_range(data.histogram, 100.0, false);
   EXPECT_EQ(all.min_val, -500.0f);
   EXPECT_EQ(all.max_val, 1500.0f);
-  const ObservedRange range = percentile_range(data.histogram, 99.0, false);  // 20 of 2001 off each end
+  const Range range = percentile_range(data.histogram, 99.0, false);  // 20 of 2001 off each end
   EXPECT_NEAR(range.min_val, -480.0f, 2.0f * data.width());
   EXPECT_NEAR(range.max_val, 1480.0f, 2.0f * data.width());
 }
@@ -83,7 +83,7 @@ TEST(Percentile, SymmetricCutsMagnitudes) {
   std::vector<float> values;
   for (int i = -500; i <= 1500; ++i) values.push_back(static_cast<float>(i));
   const Data data(values, 4096);
-  const ObservedRange range = percentile_range(data.histogram, 99.0, true);
+  const Range range = percentile_range(data.histogram, 99.0, true);
   EXPECT_NEAR(range.max_val, 1480.0f, 2.0f * data.width());
   EXPECT_EQ(range.min_val, -range.max_val);
 }
@@ -97,7 +97,7 @@ TEST(Percentile, ASideThatHoldsLessThanTheCutEndsAtZero) {
 // ---- mean squared error
 
 // The definition, by sampling every bin densely.
-double sampled_error(const Data& data, ObservedRange range, bool symmetric, QRange codes) {
+double sampled_error(const Data& data, Range range, bool symmetric, QRange codes) {
   constexpr int kSamples = 64;
   const ScaleZeroPoint chosen = choose_qparams(range.min_val, range.max_val, symmetric, codes);
   const QParams p = make_qparams(chosen.scale, chosen.zero_point, codes);
@@ -119,7 +119,7 @@ TEST(SquaredError, EqualsTheErrorOfEvenlySpreadValues) {
   for (QRange codes : {kUint8, kInt8, kInt4}) {
     for (bool symmetric : {false, true}) {
       for (float part : {0.2f, 0.7f, 1.0f}) {
-        const ObservedRange range{-4.0f * part, 9.0f * part};
+        const Range range{-4.0f * part, 9.0f * part};
         const double expected = sampled_error(data, range, symmetric, codes);
         EXPECT_NEAR(squared_error(data.histogram, prefix.data(), range, symmetric, codes), expected, 0.02 * expected);
       }
@@ -129,11 +129,12 @@ TEST(SquaredError, EqualsTheErrorOfEvenlySpreadValues) {
 
 TEST(MseRange, ClipsOutliersWhenThatCostsLessThanCoarserSteps) {
   const Data data(with(normal(20000, 0.0f, 1.0f), {30.0f, -12.0f}), 4096);
-  const ObservedRange full{-12.0f, 30.0f};
-  const ObservedRange four_bits = data.mse(false, kInt4);
+  const Range full{-12.0f, 30.0f};
+  const Range four_bits = data.mse(false, kInt4);
   EXPECT_LT(four_bits.max_val, 15.0f);
   EXPECT_LT(data.error_of(four_bits, false, kInt4), 0.7 * data.error_of(full, false, kInt4));
-  // With 8 bits the steps are fine enough that clipping 30 to 15 would cost more: 15^2 / 20000 against (42 / 255)^2 / 12.
+  // With 8 bits the steps are fine enough that clipping 30 to 15 would cost more: 15^2 / 20000 against (42 / 255)^2
+  // / 12.
   EXPECT_GT(data.mse(false, kUint8).max_val, 25.0f);
 }
 
@@ -141,11 +142,11 @@ TEST(MseRange, IsWithinAFewPercentOfAnExhaustiveSearch) {
   for (QRange codes : {kUint8, kInt4}) {
     for (const auto& values : {with(normal(4000, 0.5f, 1.0f), {25.0f, -3.0f}), relu(normal(4000, 0.0f, 2.0f))}) {
       const Data data(values, 2048);
-      const ObservedRange full = full_range(data.histogram);
+      const Range full = full_range(data.histogram);
       double least = INFINITY;
       for (int lo = 0; lo <= 40; ++lo) {
         for (int hi = 1; hi <= 40; ++hi) {
-          const ObservedRange range{full.min_val * lo / 40.0f, full.max_val * hi / 40.0f};
+          const Range range{full.min_val * lo / 40.0f, full.max_val * hi / 40.0f};
           least = std::min(least, data.error_of(range, false, codes));
         }
       }
@@ -171,9 +172,12 @@ double plain_divergence(const Data& data, Window window, int32_t codes) {
   double left = 0.0, right = 0.0;
   for (int32_t bin = 0; bin < data.histogram.grid.bins; ++bin) {
     const double count = entropy_count(data.histogram, bin);
-    if (bin < window.first) left += count;
-    else if (bin >= window.last) right += count;
-    else inside[bin - window.first] = count;
+    if (bin < window.first)
+      left += count;
+    else if (bin >= window.last)
+      right += count;
+    else
+      inside[bin - window.first] = count;
   }
   p = inside;
   p.front() += left;
@@ -198,13 +202,14 @@ TEST(Divergence, EqualsThePlainComputation) {
   const Data data(with(relu(normal(3000, 0.2f, 1.0f)), {-2.5f, -0.7f, 6.0f}), 512);
   std::vector<EntropySums> prefix(513);
   fill_entropy_sums(data.histogram, prefix.data());
-  const ObservedRange full = full_range(data.histogram);
+  const Range full = full_range(data.histogram);
   int compared = 0;
   for (bool symmetric : {false, true}) {
     for (int32_t half_width = 20; half_width <= 400; half_width += 7) {
       const Window window = candidate_window(data.histogram, full, half_width, symmetric);
       const Window inside{std::max(window.first, 0), std::min(window.last, 512)};
-      if (symmetric && (inside.first != window.first || inside.last != window.last)) continue;  // the plain one has no such bins
+      if (symmetric && (inside.first != window.first || inside.last != window.last))
+        continue;  // the plain one has no such bins
       const double expected = plain_divergence(data, window, 16);
       const double got = divergence(data.histogram, prefix.data(), window, 16);
       if (std::isinf(expected)) {
@@ -222,7 +227,7 @@ TEST(EntropyRange, ClipsALongSparseTailButNotAFullRange) {
   std::vector<float> tailed = relu(normal(100000, 0.0f, 1.0f));
   for (int i = 0; i < 20; ++i) tailed.push_back(10.0f + i);
   const Data data(tailed, 4096);
-  const ObservedRange range = data.entropy(false, kUint8);
+  const Range range = data.entropy(false, kUint8);
   EXPECT_EQ(range.min_val, 0.0f);
   EXPECT_GT(range.max_val, 2.0f);
   EXPECT_LT(range.max_val, 10.0f);
@@ -234,7 +239,7 @@ TEST(EntropyRange, ClipsALongSparseTailButNotAFullRange) {
 
 TEST(EntropyRange, FewerBinsThanCodesKeepsTheFullRange) {
   const Data data(normal(1000, 0.0f, 1.0f), 64);
-  const ObservedRange range = data.entropy(false, kUint8);
+  const Range range = data.entropy(false, kUint8);
   EXPECT_EQ(range.min_val, data.histogram.range.min_val);
   EXPECT_EQ(range.max_val, data.histogram.range.max_val);
 }
@@ -242,12 +247,13 @@ TEST(EntropyRange, FewerBinsThanCodesKeepsTheFullRange) {
 // ---- all of them
 
 TEST(EverySearch, HandlesEmptyZeroAndSingleValuedData) {
-  for (const std::vector<float>& values : {std::vector<float>{}, {0.0f, 0.0f}, {-3.0f, -3.0f}, {1e-42f}, {3e38f, -3e38f}}) {
+  for (const std::vector<float>& values :
+       {std::vector<float>{}, {0.0f, 0.0f}, {-3.0f, -3.0f}, {1e-42f}, {3e38f, -3e38f}}) {
     const Data data(values, 2048);
-    const ObservedRange full = full_range(data.histogram);
+    const Range full = full_range(data.histogram);
     for (bool symmetric : {false, true}) {
-      for (const ObservedRange& range : {percentile_range(data.histogram, 99.9, symmetric), data.mse(symmetric, kInt8),
-                                         data.entropy(symmetric, kInt8)}) {
+      for (const Range& range : {percentile_range(data.histogram, 99.9, symmetric), data.mse(symmetric, kInt8),
+                                 data.entropy(symmetric, kInt8)}) {
         const float largest = std::max(-full.min_val, full.max_val);
         EXPECT_LE(range.min_val, 0.0f);
         EXPECT_GE(range.max_val, 0.0f);

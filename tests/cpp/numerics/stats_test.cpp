@@ -12,27 +12,27 @@
 namespace torchquant::numerics {
 
 // Beside the type, where argument-dependent lookup finds it.
-static bool operator==(ObservedRange a, ObservedRange b) { return a.min_val == b.min_val && a.max_val == b.max_val; }
+static bool operator==(Range a, Range b) { return a.min_val == b.min_val && a.max_val == b.max_val; }
 
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kMax = std::numeric_limits<float>::max();
 constexpr float kDenormal = std::numeric_limits<float>::denorm_min();
-constexpr ObservedRange kEmpty{kInf, -kInf};
+constexpr Range kEmpty{kInf, -kInf};
 
-ObservedRange range_of(const std::vector<float>& values) {
-  ObservedRange range = kEmpty;
+Range range_of(const std::vector<float>& values) {
+  Range range = kEmpty;
   for (float v : values) range = merge_ranges(range, {v, v});
   return range;
 }
 
 TEST(MovingAverage, FirstBatchSetsEmptyBatchKeepsAndOneReplaces) {
-  EXPECT_EQ(moving_average(kEmpty, {-1.0f, 3.0f}, 0.01f), (ObservedRange{-1.0f, 3.0f}));
-  EXPECT_EQ(moving_average({-1.0f, 3.0f}, kEmpty, 0.5f), (ObservedRange{-1.0f, 3.0f}));
-  EXPECT_EQ(moving_average({-1.0f, 3.0f}, {-2.0f, 5.0f}, 0.5f), (ObservedRange{-1.5f, 4.0f}));
+  EXPECT_EQ(moving_average(kEmpty, {-1.0f, 3.0f}, 0.01f), (Range{-1.0f, 3.0f}));
+  EXPECT_EQ(moving_average({-1.0f, 3.0f}, kEmpty, 0.5f), (Range{-1.0f, 3.0f}));
+  EXPECT_EQ(moving_average({-1.0f, 3.0f}, {-2.0f, 5.0f}, 0.5f), (Range{-1.5f, 4.0f}));
   // 1e8 + (0.1 - 1e8) is 0 in fp32: a constant of 1 must not compute it.
-  EXPECT_EQ(moving_average({-1e8f, 1e8f}, {-0.1f, 0.1f}, 1.0f), (ObservedRange{-0.1f, 0.1f}));
+  EXPECT_EQ(moving_average({-1e8f, 1e8f}, {-0.1f, 0.1f}, 1.0f), (Range{-0.1f, 0.1f}));
 }
 
 TEST(MergeAverages, GivesEveryAverageTheSameSayInAnyOrder) {
@@ -56,7 +56,8 @@ TEST(HistogramGrid, WidthIsTheSmallestPowerOfTwoThatFits) {
 }
 
 TEST(HistogramGrid, HoldsBothEndsOfEveryRange) {
-  const std::vector<float> ends{-kMax, -1e30f, -3.0f, -1.0f, -kDenormal, 0.0f, kDenormal, 1e-30f, 0.3f, 1.0f, 7.0f, kMax};
+  const std::vector<float> ends{-kMax,     -1e30f, -3.0f, -1.0f, -kDenormal, 0.0f,
+                                kDenormal, 1e-30f, 0.3f,  1.0f,  7.0f,       kMax};
   for (int32_t bins : {kMinHistogramBins, 17, 2048, 4096, kMaxHistogramBins}) {
     for (float lo : ends) {
       for (float hi : ends) {
@@ -94,7 +95,7 @@ TEST(BinOf, EdgesBelongToTheInnerBinAndZeroIsAnEdge) {
 // Counts after `batches` in order, the grid growing with each.
 std::vector<int64_t> grow(const std::vector<std::vector<float>>& batches, int32_t bins) {
   std::vector<int64_t> counts(bins, 0);
-  ObservedRange seen = kEmpty;
+  Range seen = kEmpty;
   for (const auto& batch : batches) {
     const HistogramGrid from = histogram_grid(seen, bins);
     seen = merge_ranges(seen, range_of(batch));
