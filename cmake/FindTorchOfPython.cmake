@@ -36,7 +36,7 @@ if(EXISTS "${TORCH_INSTALL_PREFIX}/version.py")
 elseif(TARGET torch_cuda)
   set(TORCHQUANT_TORCH_CUDA "unknown")
 endif()
-message(STATUS "TorchQuant: torch ${TORCHQUANT_TORCH_VERSION} (CUDA ${TORCHQUANT_TORCH_CUDA}) in ${TORCH_INSTALL_PREFIX}")
+message(STATUS "TorchQuant: torch ${TORCHQUANT_TORCH_VERSION} in ${TORCH_INSTALL_PREFIX}")
 
 # torch_cpu_library, not torch: the library needs neither libtorch_python nor CUDA.
 add_library(tq_torch INTERFACE)

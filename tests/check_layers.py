@@ -13,7 +13,7 @@ from pathlib import Path
 ALLOWED = {
     "": set(),
     "numerics": set(),
-    "kernels": {"numerics"},
+    "kernels": {"", "numerics"},
     "archive": {""},
     "ops": {"", "numerics", "kernels"},
     "observers": {"", "numerics", "kernels", "ops"},
