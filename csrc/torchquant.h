@@ -1,7 +1,12 @@
 // The one header for C++ users: `#include <torchquant/torchquant.h>` with the CMake target TorchQuant::torchquant.
 #pragma once
 
+// Tensors and TorchScript modules, so that a program that loads and runs a model needs no other include.
+#include <ATen/Parallel.h>  // at::set_num_threads
+#include <torch/script.h>
+
 #include "archive/archive.h"
 #include "archive/receipt.h"
 #include "runtime/load.h"
 #include "runtime/measure.h"
+#include "runtime/tensor_file.h"

@@ -1,0 +1,139 @@
+// Runs a saved TorchQuant model, without Python: predicts for every row of an input file and measures the latency.
+//
+//   run_quantized MODEL INPUTS [--batch N] [--runs N] [--threads N] [--output FILE] [--json]
+//
+// INPUTS is what Python writes with torch.save(tensor, path), or torch.save((tensor, tensor), path) for a model of several
+// arguments. The rows (first dimension) go through the model in batches of N; latency is that of one batch.
+#include <torchquant/torchquant.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <iostream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace {
+
+constexpr const char* kUsage =
+    "usage: run_quantized MODEL INPUTS [--batch N] [--runs N] [--threads N] [--output FILE] [--json]\n"
+    "  MODEL    a file that QuantizedModel.save (Python) or torchquant::save (C++) wrote\n"
+    "  INPUTS   a file that torch.save(tensor) or torch.save((tensor, ...)) wrote\n"
+    "  --batch  rows per call; all rows if not given      --runs    measured calls (100)\n"
+    "  --threads CPU threads                              --output  write the outputs for torch.load\n"
+    "  --json   print one JSON document\n";
+
+struct Options {
+  std::string model, inputs, output;
+  int64_t batch = 0, runs = 100;
+  int threads = 0;
+  bool json = false;
+};
+
+int64_t positive_number(const std::string& option, const std::string& text) {
+  if (text.empty() || text.find_first_not_of("0123456789") != std::string::npos || text == "0") {
+    throw std::invalid_argument(option + " needs a positive number; got '" + text + "'");
+  }
+  return std::stoll(text);
+}
+
+Options parse(int argc, char** argv) {
+  Options options;
+  std::vector<std::string> files;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const auto value = [&] {
+      if (i + 1 == argc) throw std::invalid_argument(argument + " needs a value");
+      return std::string(argv[++i]);
+    };
+    if (argument == "--batch") {
+      options.batch = positive_number(argument, value());
+    } else if (argument == "--runs") {
+      options.runs = positive_number(argument, value());
+    } else if (argument == "--threads") {
+      options.threads = static_cast<int>(positive_number(argument, value()));
+    } else if (argument == "--output") {
+      options.output = value();
+    } else if (argument == "--json") {
+      options.json = true;
+    } else if (argument.starts_with("--")) {
+      throw std::invalid_argument("unknown option " + argument);
+    } else {
+      files.push_back(argument);
+    }
+  }
+  if (files.size() != 2) throw std::invalid_argument("expected MODEL and INPUTS");
+  options.model = files[0];
+  options.inputs = files[1];
+  return options;
+}
+
+std::vector<c10::IValue> rows(const std::vector<c10::IValue>& inputs, int64_t start, int64_t count) {
+  std::vector<c10::IValue> batch;
+  for (const c10::IValue& input : inputs) batch.emplace_back(input.toTensor().narrow(0, start, count));
+  return batch;
+}
+
+// The scores: the output itself, or the first one of several.
+at::Tensor scores_of(const c10::IValue& output) {
+  return output.isTuple() ? output.toTupleRef().elements()[0].toTensor() : output.toTensor();
+}
+
+at::Tensor run_in_batches(torch::jit::Module& model, const std::vector<c10::IValue>& inputs, int64_t batch) {
+  const int64_t total = inputs.at(0).toTensor().size(0);
+  std::vector<at::Tensor> outputs;
+  for (int64_t start = 0; start < total; start += batch) {
+    outputs.push_back(scores_of(torchquant::run(model, rows(inputs, start, std::min(batch, total - start)))));
+  }
+  return at::cat(outputs);
+}
+
+template <typename Values>
+std::string joined(const Values& values) {
+  std::string text;
+  for (const auto& value : values) text += (text.empty() ? "" : ", ") + std::to_string(value);
+  return text;
+}
+
+void print(const Options& options, int64_t batch, const at::Tensor& predictions, const torchquant::Latency& latency) {
+  const at::Tensor flat = predictions.flatten().contiguous();
+  const std::string list = joined(c10::ArrayRef<int64_t>(flat.const_data_ptr<int64_t>(), flat.numel()));
+  const char* format =
+      options.json ? "{\"rows\": %lld, \"batch\": %lld, \"runs\": %lld, \"p50_ms\": %.6f, \"p95_ms\": %.6f, \"p99_ms\": %.6f, "
+                     "\"mean_ms\": %.6f, \"predictions\": [%s]}\n"
+                   : "rows %lld, batch %lld; latency of one batch over %lld runs: P50 %.3f ms, P95 %.3f ms, P99 %.3f ms, mean "
+                     "%.3f ms\npredictions: %s\n";
+  std::printf(format, static_cast<long long>(predictions.size(0)), static_cast<long long>(batch),
+              static_cast<long long>(latency.runs), latency.p50_ms, latency.p95_ms, latency.p99_ms, latency.mean_ms, list.c_str());
+}
+
+void run_example(const Options& options) {
+  if (options.threads > 0) at::set_num_threads(options.threads);
+  torch::jit::Module model = torchquant::load(options.model);
+  const std::vector<c10::IValue> inputs = torchquant::load_inputs(options.inputs);
+  const int64_t total = inputs.at(0).toTensor().size(0);
+  const int64_t batch = options.batch > 0 ? std::min(options.batch, total) : total;
+
+  const at::Tensor output = run_in_batches(model, inputs, batch);
+  const torchquant::Latency latency = torchquant::measure(model, rows(inputs, 0, batch), {.runs = options.runs});
+  if (!options.output.empty()) torchquant::save_output(output, options.output);
+  print(options, batch, output.argmax(-1), latency);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    run_example(parse(argc, argv));
+  } catch (const c10::Error& error) {
+    std::cerr << error.what_without_backtrace() << "\n";
+    return 1;
+  } catch (const std::logic_error& error) {
+    std::cerr << error.what() << "\n" << kUsage;
+    return 2;
+  } catch (const std::exception& error) {
+    std::cerr << error.what() << "\n";
+    return 1;
+  }
+}
