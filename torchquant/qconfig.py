@@ -1,0 +1,281 @@
+"""What to quantize and how: QuantSpec (one tensor), QConfig (one layer) and QConfigMapping (one model)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+
+import torch
+from torch import nn
+
+OBSERVERS = ("auto", "min_max", "moving_average", "percentile", "mse", "entropy")
+HISTOGRAM_OBSERVERS = ("percentile", "mse", "entropy")
+
+
+def _check(condition: bool, owner: str, argument: str, allowed: str, got) -> None:
+    if not condition:
+        raise ValueError(f"{owner}: {argument} must be {allowed}, got {got!r}")
+
+
+def _check_bits(owner: str, bits: int) -> None:
+    _check(isinstance(bits, int) and 2 <= bits <= 8, owner, "bits", "an integer from 2 to 8", bits)
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How one tensor is quantized: the codes, what shares a scale, and where scales come from.
+
+    `QuantSpec.activation(bits)` and `QuantSpec.weight(bits)` give the usual ones; `dataclasses.replace` varies them.
+    """
+
+    quant_min: int
+    quant_max: int
+    symmetric: bool
+    # None: one scale for the tensor. axis: one per index of that axis; with group_size: one per group along it.
+    axis: int | None = None
+    group_size: int | None = None
+    # The scale of every row (of the last axis) is taken from the row itself, in each forward.
+    dynamic: bool = False
+    # "auto" is "mse" after `prepare` and "moving_average" after `prepare_qat`.
+    observer: str = "auto"
+    averaging_constant: float = 0.01  # moving_average: weight of the newest batch; 1 keeps that batch alone
+    percentile: float = 99.99  # percentile: cuts (100 - percentile) % of the values off each tail
+    bins: int = 4096  # histogram observers
+    learnable: bool = False  # the scale is a parameter, trained as in LSQ
+    learnable_zero_point: bool = False  # the zero point as well, as in LSQ+
+
+    def __post_init__(self):
+        in_a_byte = -128 <= self.quant_min < self.quant_max <= 127 or 0 <= self.quant_min < self.quant_max <= 255
+        codes = (self.quant_min, self.quant_max)
+        _check(in_a_byte, "QuantSpec", "[quant_min, quant_max]", "increasing and inside [-128, 127] or [0, 255]", codes)
+        _check(self.observer in OBSERVERS, "QuantSpec", "observer", f"one of {', '.join(OBSERVERS)}", self.observer)
+        _check(0 < self.averaging_constant <= 1, "QuantSpec", "averaging_constant", "in (0, 1]", self.averaging_constant)
+        _check(50 < self.percentile <= 100, "QuantSpec", "percentile", "in (50, 100]", self.percentile)
+        _check(16 <= self.bins <= 1 << 20, "QuantSpec", "bins", "from 16 to 1048576", self.bins)
+        if self.group_size is not None:
+            _check(self.axis is not None, "QuantSpec", "axis", "given when group_size is", self.axis)
+            _check(self.group_size > 0, "QuantSpec", "group_size", "positive", self.group_size)
+            allowed = "auto, min_max or moving_average when group_size is given"
+            _check(self.observer not in HISTOGRAM_OBSERVERS, "QuantSpec", "observer", allowed, self.observer)
+        if self.dynamic:
+            _check(self.axis == -1, "QuantSpec", "axis", "-1 (one scale per row) when dynamic", self.axis)
+            _check(not self.learnable, "QuantSpec", "learnable", "False when dynamic", self.learnable)
+        learned_alone = self.learnable_zero_point and not self.learnable
+        _check(not learned_alone, "QuantSpec", "learnable", "True when learnable_zero_point is", self.learnable)
+
+    @classmethod
+    def activation(cls, bits: int = 8, **changes) -> QuantSpec:
+        """Unsigned codes [0, 2^bits - 1], affine, one scale for the tensor."""
+        _check_bits("QuantSpec.activation", bits)
+        return cls(**{"quant_min": 0, "quant_max": 2**bits - 1, "symmetric": False, **changes})
+
+    @classmethod
+    def weight(cls, bits: int = 8, **changes) -> QuantSpec:
+        """Signed codes [-(2^(bits-1) - 1), 2^(bits-1) - 1], symmetric, one scale per output channel (axis 0).
+
+        A weight is seen whole in every step, so its range is that of the newest step alone.
+        """
+        _check_bits("QuantSpec.weight", bits)
+        largest = 2 ** (bits - 1) - 1
+        values = {"quant_min": -largest, "quant_max": largest, "symmetric": True, "axis": 0}
+        return cls(**{**values, "observer": "moving_average", "averaging_constant": 1.0, **changes})
+
+    @classmethod
+    def per_row(cls, bits: int = 8) -> QuantSpec:
+        """Dynamic activations: symmetric, one scale per row, taken from the row when it is used."""
+        return cls.weight(bits, axis=-1, dynamic=True, observer="auto")
+
+    @property
+    def bits(self) -> int:
+        return (self.quant_max - self.quant_min).bit_length()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that holds the codes in memory."""
+        return torch.uint8 if self.quant_min >= 0 else torch.int8
+
+    def with_observer_for(self, *, training: bool) -> QuantSpec:
+        """Decides "auto" after field practice: a search over histograms calibrates best, a moving average costs a
+        training step least."""
+        if self.observer != "auto":
+            return self
+        return replace(self, observer="moving_average" if training or self.group_size is not None else "mse")
+
+    def to_dict(self) -> dict:
+        """Plain values, for YAML and JSON; `from_dict` reads them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> QuantSpec:
+        _check_keys("QuantSpec", values, {f.name for f in fields(cls)}, {"quant_min", "quant_max", "symmetric"})
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class QConfig:
+    """How one layer is quantized. Without `activation` only its weight is. `torchquant.qconfigs` has the usual ones."""
+
+    weight: QuantSpec
+    activation: QuantSpec | None = None
+
+    def __post_init__(self):
+        for name, allowed in (("weight", QuantSpec), ("activation", (QuantSpec, type(None)))):
+            if not isinstance(getattr(self, name), allowed):
+                raise TypeError(f"QConfig: {name} must be a QuantSpec, got {getattr(self, name)!r}")
+
+    def with_observers_for(self, *, training: bool) -> QConfig:
+        activation = self.activation and self.activation.with_observer_for(training=training)
+        return QConfig(self.weight.with_observer_for(training=training), activation)
+
+    def to_dict(self) -> dict:
+        return {"weight": self.weight.to_dict(), "activation": self.activation and self.activation.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> QConfig:
+        _check_keys("QConfig", values, {"weight", "activation"}, {"weight"})
+        activation = values.get("activation")
+        return cls(QuantSpec.from_dict(values["weight"]), activation and QuantSpec.from_dict(activation))
+
+
+def _check_keys(owner: str, values: Mapping, allowed: set[str], required: set[str]) -> None:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{owner}.from_dict: expected a dict, got {values!r}")
+    if unknown := sorted(set(values) - allowed):
+        raise ValueError(f"{owner}.from_dict: unknown key {unknown[0]!r}; allowed: {', '.join(sorted(allowed))}")
+    if missing := sorted(required - set(values)):
+        raise ValueError(f"{owner}.from_dict: key {missing[0]!r} is missing")
+
+
+def _check_qconfig(owner: str, qconfig) -> None:
+    if qconfig is not None and not isinstance(qconfig, QConfig):
+        raise TypeError(
+            f"{owner}: expected a QConfig (such as torchquant.qconfigs.int8_static()) or None, got {qconfig!r}"
+        )
+
+
+def _class_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _find_class(name: str) -> type:
+    """The class that a dotted name means, among what is imported already: a configuration file imports nothing."""
+    parts = name.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        found = sys.modules.get(".".join(parts[:split]))
+        for part in parts[split:] if found else ():
+            found = getattr(found, part, None)
+        if isinstance(found, type):
+            return found
+    raise ValueError(f"QConfigMapping: there is no imported class {name!r}; import its module first, or mend the name")
+
+
+@dataclass
+class QConfigMapping:
+    """Which QConfig each module of a model has.
+
+        QConfigMapping(qconfigs.int8_static())
+            .set_module_type(nn.Linear, qconfigs.int8_dynamic())
+            .set_module_name(r"encoder\\.layer\\.0", None)
+
+    A name is a regular expression that must match the whole path in `named_modules()`. None keeps a module float. A module
+    without an entry of its own takes its parent's. A name beats a type, and a type beats the default; of two names or two
+    types that fit, the later wins. A name that fits no module is an error.
+    """
+
+    default: QConfig | None = None
+    _types: list[tuple[type, QConfig | None]] = field(default_factory=list, init=False)
+    _names: list[tuple[str, QConfig | None]] = field(default_factory=list, init=False)
+
+    def __post_init__(self):
+        _check_qconfig("QConfigMapping", self.default)
+
+    def set_module_type(self, cls: type, qconfig: QConfig | None) -> QConfigMapping:
+        """Modules of this class or of a subclass."""
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            raise TypeError(f"QConfigMapping.set_module_type: cls must be a subclass of torch.nn.Module, got {cls!r}")
+        _check_qconfig("QConfigMapping.set_module_type", qconfig)
+        self._types.append((cls, qconfig))
+        return self
+
+    def set_module_name(self, pattern: str, qconfig: QConfig | None) -> QConfigMapping:
+        """Modules whose path the regular expression matches from end to end, and everything below them."""
+        _check_qconfig("QConfigMapping.set_module_name", qconfig)
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"QConfigMapping.set_module_name: pattern must be a regular expression, got {pattern!r}: {error}"
+            ) from None
+        self._names.append((pattern, qconfig))
+        return self
+
+    def resolve(self, model: nn.Module, *, training: bool = False) -> dict[str, QConfig | None]:
+        """Path of every module -> its QConfig, None for what stays float. `training` decides "auto" observers."""
+        modules = dict(model.named_modules(remove_duplicate=False))
+        self._check_names_fit(modules)
+        by_name, by_type = {}, {}
+        for path, module in modules.items():  # parents come before their children
+            parent = path.rpartition(".")[0] if path else None
+            names = [qconfig for pattern, qconfig in self._names if re.fullmatch(pattern, path)]
+            types = [qconfig for cls, qconfig in self._types if isinstance(module, cls)]
+            by_name[path] = names[-1] if names else by_name.get(parent, _UNSET)
+            by_type[path] = types[-1] if types else by_type.get(parent, _UNSET)
+        resolved = {path: _first_set(by_name[path], by_type[path], self.default) for path in modules}
+        return {path: qconfig and qconfig.with_observers_for(training=training) for path, qconfig in resolved.items()}
+
+    def _check_names_fit(self, modules: dict[str, nn.Module]) -> None:
+        for pattern, _ in self._names:
+            if any(re.fullmatch(pattern, path) for path in modules):
+                continue
+            paths = [path for path in modules if path]
+            nearest = difflib.get_close_matches(pattern.replace("\\", ""), paths, n=5, cutoff=0.3) or paths[:5]
+            raise ValueError(
+                f"QConfigMapping: the name {pattern!r} matches no module of {type(modules['']).__name__}; nearest: "
+                f"{', '.join(map(repr, nearest)) or 'none, the model has no submodules'}"
+            )
+
+    def to_dict(self) -> dict:
+        """Plain values, for YAML and JSON; `from_dict` reads them."""
+        return {
+            "default": self.default and self.default.to_dict(),
+            "types": [{"type": _class_name(cls), "qconfig": qconfig and qconfig.to_dict()} for cls, qconfig in self._types],
+            "names": [{"name": name, "qconfig": qconfig and qconfig.to_dict()} for name, qconfig in self._names],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> QConfigMapping:
+        _check_keys("QConfigMapping", values, {"default", "types", "names"}, set())
+        mapping = cls(_qconfig_from(values.get("default")))
+        for entry in values.get("types", ()):
+            _check_keys("QConfigMapping types", entry, {"type", "qconfig"}, {"type", "qconfig"})
+            mapping.set_module_type(_find_class(entry["type"]), _qconfig_from(entry["qconfig"]))
+        for entry in values.get("names", ()):
+            _check_keys("QConfigMapping names", entry, {"name", "qconfig"}, {"name", "qconfig"})
+            mapping.set_module_name(entry["name"], _qconfig_from(entry["qconfig"]))
+        return mapping
+
+
+_UNSET = object()  # None means "keep it float"
+
+
+def _first_set(*candidates):
+    return next(candidate for candidate in candidates if candidate is not _UNSET)
+
+
+def _qconfig_from(values: Mapping | None) -> QConfig | None:
+    return None if values is None else QConfig.from_dict(values)
+
+
+def as_mapping(qconfig: QConfig | QConfigMapping) -> QConfigMapping:
+    """A QConfig stands for a mapping that gives it to every layer."""
+    if isinstance(qconfig, QConfigMapping):
+        return qconfig
+    if not isinstance(qconfig, QConfig):
+        raise TypeError(
+            "qconfig must be a QConfig (such as torchquant.qconfigs.int8_static()) or a QConfigMapping, got "
+            f"{qconfig!r}"
+        )
+    return QConfigMapping(qconfig)

@@ -1,0 +1,39 @@
+"""The usual QConfigs. Each fits what the converter lowers; any width from 2 to 8 bits trains."""
+
+from __future__ import annotations
+
+from torchquant.qconfig import QConfig, QuantSpec
+
+
+def int8_static(*, weight_bits: int = 8, activation_bits: int = 8, observer: str = "auto") -> QConfig:
+    """Integers from layer to layer: activations with fixed scales, weights with one per output channel."""
+    return QConfig(QuantSpec.weight(weight_bits), QuantSpec.activation(activation_bits, observer=observer))
+
+
+def int4_weight_static(*, activation_bits: int = 8, observer: str = "auto") -> QConfig:
+    """int8_static with weights of 4 bits, two in a byte; they need training (`prepare_qat`) more often than not."""
+    return int8_static(weight_bits=4, activation_bits=activation_bits, observer=observer)
+
+
+def int8_dynamic(*, weight_bits: int = 8) -> QConfig:
+    """Linear and recurrent layers whose input rows are quantized as they come: nothing to calibrate."""
+    return QConfig(QuantSpec.weight(weight_bits), QuantSpec.per_row())
+
+
+def int8_weight_only() -> QConfig:
+    """Weights of linear layers and embeddings in 8 bits, one scale per output channel or row; activations stay float."""
+    return QConfig(QuantSpec.weight(8))
+
+
+def int4_weight_only(group_size: int = 128, *, symmetric: bool = True) -> QConfig:
+    """Weights of linear layers and embeddings in 4 bits, one scale per `group_size` values along the last axis; with
+    symmetric=False one zero point as well."""
+    lowest = -7 if symmetric else -8
+    return QConfig(QuantSpec.weight(4, axis=1, group_size=group_size, symmetric=symmetric, quant_min=lowest))
+
+
+def learned(*, weight_bits: int = 8, activation_bits: int = 8, learn_zero_point: bool = False) -> QConfig:
+    """int8_static whose scales train with the model, for `prepare_qat`: LSQ (Esser et al., "Learned step size
+    quantization", ICLR 2020), and with learn_zero_point LSQ+ (Bhalgat et al., CVPR workshops 2020) on activations."""
+    activation = QuantSpec.activation(activation_bits, learnable=True, learnable_zero_point=learn_zero_point)
+    return QConfig(QuantSpec.weight(weight_bits, learnable=True), activation)
