@@ -1,0 +1,46 @@
+// The table of integer kernels that the ops call. Each entry works on a part of the output, so that the caller splits
+// the work over threads; entries of one table may be called concurrently.
+//
+// kernels/cpu/quantized_*_reference.cpp holds the portable reference that defines the results. A table for another
+// instruction set replaces whole entries and must give the same bits (named exceptions: docs/numerics.md).
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/quantized_conv.h"
+#include "kernels/quantized_linear.h"
+#include "kernels/quantized_pointwise.h"
+#include "kernels/quantized_pool.h"
+
+namespace torchquant::kernels {
+
+struct QuantizedKernels {
+  const char* name;  // as receipts print it: "reference"
+
+  // Unpacks rows [rows.begin, rows.end) of 4-bit codes into `codes`, which holds the whole int8 matrix.
+  void (*unpack_int4)(const StoredWeight& weight, IndexRange rows, int8_t* codes);
+
+  void (*linear)(const LinearArgs& args, IndexRange rows, IndexRange channels);
+  void (*linear_dynamic)(const LinearDynamicArgs& args, IndexRange rows, IndexRange channels);
+  void (*linear_weight_only)(const LinearWeightOnlyArgs& args, IndexRange channels);
+  void (*embedding)(const EmbeddingArgs& args, IndexRange indices);
+
+  // Writes the kernel's own layout of output channels [channels.begin, channels.end) into `arranged`, which has one
+  // element per weight.
+  void (*arrange_conv_weight)(const ConvGeometry& geometry, const ConvWeight& weight, IndexRange channels,
+                              int8_t* arranged);
+  // `pixels` counts output positions over batch, height and width.
+  void (*conv)(const ConvArgs& args, IndexRange pixels);
+
+  void (*max_pool)(const MaxPoolArgs& args, IndexRange pixels);
+  void (*avg_pool)(const AvgPoolArgs& args, IndexRange pixels);
+
+  void (*add)(const AddArgs& args, IndexRange elements);
+  void (*mul)(const MulArgs& args, IndexRange elements);
+  void (*lookup)(const LookupArgs& args, IndexRange elements);
+};
+
+// The table that the ops use. Only the reference exists so far, whatever instruction set isa.h selects.
+const QuantizedKernels& quantized_kernels();
+
+}  // namespace torchquant::kernels
