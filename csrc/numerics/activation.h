@@ -1,6 +1,6 @@
-// The activations of the integer contract, in fp32, written with fmaf so that every host and device gives the same bits.
-// Called by numerics/requantize.h. Only +, -, *, /, fmaf and rounding are used, all of them correctly rounded everywhere;
-// libm's exp, tanh and erf differ from machine to machine.
+// The activations of the integer contract, in fp32, written with fmaf so that every host and device gives the same
+// bits. Called by numerics/requantize.h. Only +, -, *, /, fmaf and rounding are used, all of them correctly rounded
+// everywhere; libm's exp, tanh and erf differ from machine to machine.
 //
 // Polynomials: weighted least squares, reweighted until the error is level (Lawson), each coefficient rounded to fp32
 // before the next is fitted. Largest errors against fp64 (tests/cpp/quantized_activation_test.cpp holds them):

@@ -39,8 +39,7 @@ void for_each_tap(const ConvGeometry& g, Pixel pixel, Fn&& fn) {
     const int64_t y = input_position(g.height, pixel.y, ky, g.transposed);
     for (int64_t kx = 0; kx < g.width.kernel; ++kx) {
       const int64_t x = y < 0 ? -1 : input_position(g.width, pixel.x, kx, g.transposed);
-      const int64_t element =
-          x < 0 ? -1 : ((pixel.image * g.height.in_size + y) * g.width.in_size + x) * g.in_channels;
+      const int64_t element = x < 0 ? -1 : ((pixel.image * g.height.in_size + y) * g.width.in_size + x) * g.in_channels;
       fn(ky * g.width.kernel + kx, element);
     }
   }
@@ -110,15 +109,17 @@ void arrange_conv_weight(const ConvGeometry& g, const ConvWeight& weight, IndexR
   const int64_t taps = g.height.kernel * g.width.kernel;
   const bool depthwise = is_depthwise(g);
   for (int64_t o = channels.begin; o < channels.end; ++o) {
-    for (int64_t i = 0; i < group_in; ++i) {
-      const int64_t row = g.transposed ? (o / group_out) * group_in + i : o;
-      const int64_t column = g.transposed ? o % group_out : i;
-      const int8_t* kernel = weight.data + row * weight.strides[0] + column * weight.strides[1];
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        const int64_t ky = tap / g.width.kernel;
-        const int64_t kx = tap % g.width.kernel;
-        const int64_t target = depthwise ? tap * g.out_channels + o : (o * taps + tap) * group_in + i;
-        arranged[target] = kernel[ky * weight.strides[2] + kx * weight.strides[3]];
+    // Where output channel o's inputs start, and how far apart they are.
+    const int64_t start = g.transposed
+                              ? (o / group_out) * group_in * weight.strides[0] + (o % group_out) * weight.strides[1]
+                              : o * weight.strides[0];
+    const int64_t step = g.transposed ? weight.strides[0] : weight.strides[1];
+    for (int64_t ky = 0; ky < g.height.kernel; ++ky) {
+      for (int64_t kx = 0; kx < g.width.kernel; ++kx) {
+        const int64_t tap = ky * g.width.kernel + kx;
+        const int8_t* source = weight.data + start + ky * weight.strides[2] + kx * weight.strides[3];
+        int8_t* target = arranged + (depthwise ? tap * g.out_channels + o : (o * taps + tap) * group_in);
+        for (int64_t i = 0; i < group_in; ++i) target[i] = source[i * step];
       }
     }
   }

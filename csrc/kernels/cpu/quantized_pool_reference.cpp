@@ -19,8 +19,7 @@ void max_pool_pixel(const MaxPoolArgs& args, int64_t image, int64_t out_y, int64
         const T pad = static_cast<T>(args.pad_value);
         for (int64_t c = 0; c < args.channels; ++c) out[c] = first ? pad : std::max(out[c], pad);
       } else {
-        const T* codes =
-            static_cast<const T*>(args.x) + ((image * h.in_size + y) * w.in_size + x) * args.channels;
+        const T* codes = static_cast<const T*>(args.x) + ((image * h.in_size + y) * w.in_size + x) * args.channels;
         for (int64_t c = 0; c < args.channels; ++c) out[c] = first ? codes[c] : std::max(out[c], codes[c]);
       }
       first = false;

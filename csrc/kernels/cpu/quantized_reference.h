@@ -11,8 +11,7 @@ void linear(const LinearArgs& args, IndexRange rows, IndexRange channels);
 void linear_dynamic(const LinearDynamicArgs& args, IndexRange rows, IndexRange channels);
 void linear_weight_only(const LinearWeightOnlyArgs& args, IndexRange channels);
 void embedding(const EmbeddingArgs& args, IndexRange indices);
-void arrange_conv_weight(const ConvGeometry& geometry, const ConvWeight& weight, IndexRange channels,
-                         int8_t* arranged);
+void arrange_conv_weight(const ConvGeometry& geometry, const ConvWeight& weight, IndexRange channels, int8_t* arranged);
 void conv(const ConvArgs& args, IndexRange pixels);
 void max_pool(const MaxPoolArgs& args, IndexRange pixels);
 void avg_pool(const AvgPoolArgs& args, IndexRange pixels);

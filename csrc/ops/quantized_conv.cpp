@@ -1,0 +1,193 @@
+// torchquant::quantized_conv: convolution on integer codes with bias, residual, activation and requantization fused in.
+// Emitted by the converter. 1-d and 2-d (len(kernel_size) tells), forward and transposed.
+#include <ATen/ops/empty.h>
+
+#include "ops/quantized_common.h"
+
+namespace torchquant::ops {
+namespace {
+
+constexpr const char* kOp = "quantized_conv";
+
+struct ConvParams {
+  at::IntArrayRef kernel_size;
+  at::IntArrayRef stride;
+  at::IntArrayRef padding;
+  at::IntArrayRef dilation;
+  int64_t groups;
+  bool transposed;
+  at::IntArrayRef output_padding;
+};
+
+void check_list(const char* name, at::IntArrayRef values, size_t length, int64_t at_least) {
+  TORCH_CHECK(values.size() == length, kOp, ": ", name, " must have ", length,
+              " values, one per entry of kernel_size, got ", values);
+  for (int64_t value : values) {
+    TORCH_CHECK(value >= at_least, kOp, ": ", name, " must be at least ", at_least, ", got ", values);
+  }
+}
+
+void check_params(const at::Tensor& x, const ConvParams& p) {
+  const size_t length = p.kernel_size.size();
+  TORCH_CHECK(length == 1 || length == 2, kOp, ": kernel_size must have 1 or 2 values, got ", p.kernel_size);
+  check_list("kernel_size", p.kernel_size, length, 1);
+  check_list("stride", p.stride, length, 1);
+  check_list("padding", p.padding, length, 0);
+  check_list("dilation", p.dilation, length, 1);
+  check_list("output_padding", p.output_padding, length, 0);
+  TORCH_CHECK(x.dim() == static_cast<int64_t>(length) + 2, kOp, ": x must have ", length + 2,
+              " dimensions (batch, channels, ", length == 1 ? "length" : "height, width", "), got shape ",
+              x.sym_sizes());
+  TORCH_CHECK(p.groups >= 1 && x.sym_size(1) % p.groups == 0, kOp, ": groups must be at least 1 and divide the ",
+              x.sym_size(1), " channels of x, got ", p.groups);
+  for (size_t i = 0; i < length; ++i) {
+    const bool allowed =
+        p.transposed ? p.output_padding[i] < std::max(p.stride[i], p.dilation[i]) : p.output_padding[i] == 0;
+    TORCH_CHECK(allowed, kOp, ": output_padding must be ",
+                p.transposed ? "smaller than stride or dilation" : "0 unless transposed", ", got ", p.output_padding);
+  }
+}
+
+c10::SymInt kernel_elements(const ConvParams& p) {
+  c10::SymInt product = 1;
+  for (int64_t size : p.kernel_size) product *= size;
+  return product;
+}
+
+// [O, I/g, *k], transposed [I, O/g, *k]; packed 4-bit: the same with everything after the first dimension flattened.
+void check_weight(const at::Tensor& weight, const c10::SymInt& in_channels, const c10::SymInt& out_channels,
+                  const ConvParams& p, int64_t bits, int64_t quant_min) {
+  check_weight_bits(kOp, weight, bits, quant_min);
+  TORCH_CHECK(out_channels % p.groups == 0, kOp, ": groups must divide the ", out_channels,
+              " output channels (the length of multiplier), got ", p.groups);
+  const c10::SymInt rows = p.transposed ? in_channels : out_channels;
+  const c10::SymInt columns = (p.transposed ? out_channels : in_channels) / p.groups;
+  if (bits == 4) {
+    check_shape(kOp, "weight", weight, {rows, stored_columns(columns * kernel_elements(p), 4)});
+    return;
+  }
+  std::vector<c10::SymInt> expected{rows, columns};
+  expected.insert(expected.end(), p.kernel_size.begin(), p.kernel_size.end());
+  check_shape(kOp, "weight", weight, expected);
+}
+
+c10::SymInt output_size(const c10::SymInt& in, const ConvParams& p, size_t i) {
+  const int64_t reach = p.dilation[i] * (p.kernel_size[i] - 1);
+  if (p.transposed) return (in - 1) * p.stride[i] - 2 * p.padding[i] + reach + p.output_padding[i] + 1;
+  return (in + 2 * p.padding[i] - reach - 1) / p.stride[i] + 1;
+}
+
+std::vector<c10::SymInt> output_sizes(const at::Tensor& x, const c10::SymInt& out_channels, const ConvParams& p) {
+  std::vector<c10::SymInt> sizes{x.sym_size(0), out_channels};
+  for (size_t i = 0; i < p.kernel_size.size(); ++i) {
+    const c10::SymInt in = x.sym_size(2 + static_cast<int64_t>(i));
+    // Tested before dividing, which rounds towards zero.
+    const bool fits = p.transposed || in + 2 * p.padding[i] > p.dilation[i] * (p.kernel_size[i] - 1);
+    const c10::SymInt out = output_size(in, p, i);
+    TORCH_CHECK(fits && out >= 1, kOp, ": the kernel must fit into x with its padding, got x ", x.sym_sizes(),
+                ", kernel_size ", p.kernel_size, ", padding ", p.padding, ", dilation ", p.dilation);
+    sizes.push_back(out);
+  }
+  return sizes;
+}
+
+// A missing height is one row that the kernel covers exactly.
+kernels::ConvAxis conv_axis(const at::Tensor& x, const at::Tensor& out, const ConvParams& p, bool height) {
+  const size_t dims = p.kernel_size.size();
+  if (height && dims == 1) return {1, 1, 1, 1, 0, 1};
+  const size_t i = height ? 0 : dims - 1;
+  const auto dim = 2 + static_cast<int64_t>(i);
+  return {x.size(dim), out.size(dim), p.kernel_size[i], p.stride[i], p.padding[i], p.dilation[i]};
+}
+
+// The weights in the kernel's own layout. Arranged on every call: the plain reference keeps no state.
+at::Tensor arrange_weight(const at::Tensor& weight, const kernels::ConvGeometry& g, int64_t bits, int64_t quant_min) {
+  const int64_t rows = g.transposed ? g.in_channels : g.out_channels;
+  const int64_t columns = (g.transposed ? g.out_channels : g.in_channels) / g.groups;
+  at::Tensor codes = weight;
+  if (bits == 4) codes = int8_weight(weight, rows, columns * g.height.kernel * g.width.kernel, bits, quant_min);
+  if (codes.dim() != 4) codes = codes.reshape({rows, columns, g.height.kernel, g.width.kernel});
+  const at::Tensor arranged = at::empty({codes.numel()}, codes.options());
+  const kernels::ConvWeight view{codes.const_data_ptr<int8_t>(),
+                                 {codes.stride(0), codes.stride(1), codes.stride(2), codes.stride(3)}};
+  int8_t* data = arranged.mutable_data_ptr<int8_t>();
+  parallel_range(g.out_channels, codes.numel() / g.out_channels, [&](kernels::IndexRange channels) {
+    kernels::quantized_kernels().arrange_conv_weight(g, view, channels, data);
+  });
+  return arranged;
+}
+
+at::Tensor quantized_conv(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& multiplier,
+                          const at::Tensor& bias, const std::optional<at::Tensor>& residual,
+                          at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+                          at::IntArrayRef dilation, int64_t groups, bool transposed, at::IntArrayRef output_padding,
+                          int64_t x_zero_point, int64_t weight_bits, int64_t weight_quant_min,
+                          double residual_multiplier, int64_t residual_zero_point, std::string_view activation,
+                          at::ArrayRef<double> activation_args, double output_scale, int64_t output_zero_point,
+                          int64_t output_quant_min, int64_t output_quant_max, at::ScalarType output_dtype) {
+  const ConvParams p{kernel_size, stride, padding, dilation, groups, transposed, output_padding};
+  check_codes(kOp, "x", x);
+  check_params(x, p);
+  check_zero_point(kOp, "x_zero_point", x_zero_point, x.scalar_type());
+  const c10::SymInt out_channels = multiplier.sym_numel();
+  check_per_channel(kOp, "multiplier", multiplier, out_channels);
+  check_per_channel(kOp, "bias", bias, out_channels);
+  check_weight(weight, x.sym_size(1), out_channels, p, weight_bits, weight_quant_min);
+  check_depth(kOp, x.sym_size(1) / groups * kernel_elements(p));
+  for (const auto& [name, tensor] : {std::pair{"weight", &weight}, {"multiplier", &multiplier}, {"bias", &bias}}) {
+    check_same_device(kOp, name, *tensor, x);
+  }
+  const auto output = output_spec(kOp, {activation, activation_args, output_scale, output_zero_point, output_quant_min,
+                                        output_quant_max, output_dtype});
+  const auto sizes = output_sizes(x, out_channels, p);
+  auto fused_residual = residual_spec(kOp, residual, x, sizes, residual_multiplier, residual_zero_point);
+
+  if (x.is_meta()) return empty_channels_last(sizes, x.options().dtype(output_dtype));
+  check_values(kOp, "multiplier", multiplier, /*positive=*/false);
+  check_values(kOp, "bias", bias, /*positive=*/false);
+  const at::Tensor out = empty_channels_last(sizes, x.options().dtype(compute_dtype(output_dtype)));
+  if (out.numel() == 0) return out.to(output_dtype);
+
+  const kernels::ConvGeometry geometry{x.size(0),
+                                       x.size(1),
+                                       out.size(1),
+                                       groups,
+                                       transposed,
+                                       conv_axis(x, out, p, /*height=*/true),
+                                       conv_axis(x, out, p, /*height=*/false)};
+  const at::Tensor dense_x = to_channels_last(x);
+  const at::Tensor arranged = arrange_weight(weight, geometry, weight_bits, weight_quant_min);
+  const at::Tensor dense_multiplier = multiplier.contiguous();
+  const at::Tensor dense_bias = bias.contiguous();
+  at::Tensor dense_residual;
+  if (residual.has_value()) {
+    dense_residual = to_channels_last(*residual);
+    fused_residual.data = dense_residual.const_data_ptr();
+  }
+  const kernels::ConvArgs args{
+      geometry,
+      dense_x.const_data_ptr(),
+      element_type(x.scalar_type()),
+      static_cast<int32_t>(x_zero_point),
+      arranged.const_data_ptr<int8_t>(),
+      {dense_multiplier.const_data_ptr<float>(), dense_bias.const_data_ptr<float>(), fused_residual, output},
+      out.mutable_data_ptr()};
+  parallel_range(out.numel() / out.size(1), arranged.numel(),
+                 [&](kernels::IndexRange pixels) { kernels::quantized_kernels().conv(args, pixels); });
+  return out.to(output_dtype);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(torchquant, m) {
+  define(m,
+         std::string("quantized_conv(Tensor x, Tensor weight, Tensor multiplier, Tensor bias, Tensor? residual=None, "
+                     "*, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups=1, "
+                     "bool transposed=False, int[] output_padding, int x_zero_point, int weight_bits=8, "
+                     "int weight_quant_min=-127, ") +
+             kResidualSchema + kOutputSchema + ") -> Tensor");
+}
+TORCH_LIBRARY_IMPL(torchquant, CPU, m) { m.impl("quantized_conv", quantized_conv); }
+TORCH_LIBRARY_IMPL(torchquant, Meta, m) { m.impl("quantized_conv", quantized_conv); }
+
+}  // namespace torchquant::ops
