@@ -80,7 +80,7 @@ at::Tensor autocast(const at::Tensor& q, const at::Tensor& scale, const at::Tens
 TORCH_LIBRARY_FRAGMENT(torchquant, m) {
   m.def(
       "dequantize(Tensor q, Tensor scale, Tensor zero_point, *, int? axis=None, int? group_size=None, "
-      "ScalarType dtype) -> Tensor",
+      "ScalarType dtype=float) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
 TORCH_LIBRARY_IMPL(torchquant, CPU, m) { m.impl(kOp, cpu); }
