@@ -11,8 +11,7 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 void widen(numerics::Range& range, float min_val, float max_val) {
-  range.min_val = std::min(range.min_val, min_val);
-  range.max_val = std::max(range.max_val, max_val);
+  range = numerics::merge_ranges(range, {min_val, max_val});
 }
 
 void observe_runs(const at::Tensor& dense, const Pieces& pieces, ObservedRanges& observed) {
