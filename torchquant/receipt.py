@@ -40,9 +40,12 @@ class Receipt:
             table.add_row(row["layer"], row["kind"], row["precision"], row["kernel"], detail)
         return table
 
+    def __rich__(self) -> Table:
+        return self.table()
+
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=140)
-        console.print(self.table())
+        console.print(self)
         return console.file.getvalue()
 
     def __repr__(self) -> str:

@@ -1,6 +1,6 @@
 // Runs a saved TorchQuant model, without Python: predicts for every row of an input file and measures the latency.
 //
-//   run_quantized MODEL INPUTS [--batch N] [--runs N] [--threads N] [--output FILE] [--json]
+//   run_quantized MODEL INPUTS [--batch N] [--runs N] [--threads N] [--output FILE] [--plain] [--json]
 //
 // INPUTS is what Python writes with torch.save(tensor, path), or torch.save((tensor, tensor), path) for a model of several
 // arguments. The rows (first dimension) go through the model in batches of N; latency is that of one batch.
@@ -17,18 +17,19 @@
 namespace {
 
 constexpr const char* kUsage =
-    "usage: run_quantized MODEL INPUTS [--batch N] [--runs N] [--threads N] [--output FILE] [--json]\n"
+    "usage: run_quantized MODEL INPUTS [--batch N] [--runs N] [--threads N] [--output FILE] [--plain] [--json]\n"
     "  MODEL    a file that QuantizedModel.save (Python) or torchquant::save (C++) wrote\n"
     "  INPUTS   a file that torch.save(tensor) or torch.save((tensor, ...)) wrote\n"
     "  --batch  rows per call; all rows if not given      --runs    measured calls (100)\n"
     "  --threads CPU threads                              --output  write the outputs for torch.load\n"
+    "  --plain  MODEL is any TorchScript file, run unverified (to compare with a float model)\n"
     "  --json   print one JSON document\n";
 
 struct Options {
   std::string model, inputs, output;
   int64_t batch = 0, runs = 100;
   int threads = 0;
-  bool json = false;
+  bool plain = false, json = false;
 };
 
 int64_t positive_number(const std::string& option, const std::string& text) {
@@ -55,6 +56,8 @@ Options parse(int argc, char** argv) {
       options.threads = static_cast<int>(positive_number(argument, value()));
     } else if (argument == "--output") {
       options.output = value();
+    } else if (argument == "--plain") {
+      options.plain = true;
     } else if (argument == "--json") {
       options.json = true;
     } else if (argument.starts_with("--")) {
@@ -110,7 +113,7 @@ void print(const Options& options, int64_t batch, const at::Tensor& predictions,
 
 void run_example(const Options& options) {
   if (options.threads > 0) at::set_num_threads(options.threads);
-  torch::jit::Module model = torchquant::load(options.model);
+  torch::jit::Module model = options.plain ? torch::jit::load(options.model, at::kCPU) : torchquant::load(options.model);
   const std::vector<c10::IValue> inputs = torchquant::load_inputs(options.inputs);
   const int64_t total = inputs.at(0).toTensor().size(0);
   const int64_t batch = options.batch > 0 ? std::min(options.batch, total) : total;

@@ -1,0 +1,244 @@
+"""torchquant.convert and quantize_model in Python: inputs and outputs of every form, the checks of the trace, the layer-agreement bar."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import torchquant as tq
+from torchquant.agreement import layer_agreement
+
+
+def prepare_and_calibrate(model, example, qconfig=None):
+    prepared = tq.prepare(model, example, qconfig or tq.qconfigs.int8_static())
+    tq.calibrate(prepared, [example])
+    return prepared
+
+
+def quantize(model, example, qconfig=None, **options):
+    return tq.convert(prepare_and_calibrate(model.eval(), example, qconfig), example, **options)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.relu(self.depthwise(x) + x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture
+def image_case():
+    torch.manual_seed(0)
+    return Residual().eval(), torch.randn(4, 3, 10, 10)
+
+
+def test_the_whole_way(image_case, tmp_path):
+    model, x = image_case
+    before = copy.deepcopy(model.state_dict())
+    quantized = quantize(model, x)
+    assert quantized.drift["relative"] < 0.02
+    assert (quantized(x) - model(x)).norm() / model(x).norm() < 0.2
+    assert {row["layer"] for row in quantized.receipt.rows} >= {"stem", "depthwise", "head"}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    quantized.save(tmp_path / "model.pt")
+    assert torch.equal(tq.load(tmp_path / "model.pt")(x), quantized(x))
+
+
+def test_every_layer_agrees_with_its_fake_quantized_self(image_case):
+    model, x = image_case
+    prepared = prepare_and_calibrate(model, x)
+    rows = layer_agreement(prepared, tq.convert(prepared, x), x)
+    assert {row.layer for row in rows} >= {"stem", "depthwise"}
+    for row in rows:
+        assert row.values > 0
+        assert row.passed, row
+
+
+def test_a_wrong_layer_fails_the_bar(image_case):
+    model, x = image_case
+    prepared = prepare_and_calibrate(model, x)
+    quantized = tq.convert(prepared, x)
+    with torch.no_grad():
+        prepared.depthwise.weight.mul_(1.5)
+    by_layer = {row.layer: row for row in layer_agreement(prepared, quantized, x)}
+    assert not by_layer["depthwise"].passed
+    assert by_layer["stem"].passed, "an error must not count against another layer"
+
+
+def test_conversion_does_not_change_the_prepared_model(image_case):
+    model, x = image_case
+    prepared = prepare_and_calibrate(model, x).train()
+    state, expected = copy.deepcopy(prepared.state_dict()), type(prepared)
+    tq.convert(prepared, x)
+    assert prepared.training and type(prepared) is expected
+    assert all(torch.equal(value, state[name]) for name, value in prepared.state_dict().items())
+
+
+@dataclasses.dataclass
+class Scores:
+    logits: torch.Tensor
+    loss: torch.Tensor = None
+    features: torch.Tensor = None
+
+
+class ManyForms(nn.Module):
+    """Inputs by keyword with a None, a flag and a default; a dataclass and a dict as outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, features, mask=None, bias=None, as_dict=False):
+        hidden = torch.relu(self.body(features))
+        if mask is not None:
+            hidden = hidden * mask
+        if as_dict:
+            return {"logits": self.head(hidden), "hidden": hidden}
+        return Scores(self.head(hidden), features=hidden)
+
+
+def test_keyword_inputs_and_dataclass_outputs():
+    torch.manual_seed(0)
+    inputs = {"features": torch.randn(5, 6), "mask": torch.ones(5, 6), "bias": None}
+    quantized = quantize(ManyForms(), inputs)
+    by_name = quantized(features=inputs["features"], mask=inputs["mask"])
+    assert isinstance(by_name, tuple) and [leaf.shape for leaf in by_name] == [(5, 2), (5, 6)]
+    by_position = quantized(inputs["features"], inputs["mask"])
+    assert torch.equal(by_name[0], by_position[0])
+
+
+def test_dict_outputs_become_tuples():
+    torch.manual_seed(0)
+    x = torch.randn(5, 6)
+    logits, hidden = quantize(ManyForms(), {"features": x, "as_dict": True})(x)
+    assert logits.shape == (5, 2) and hidden.shape == (5, 6)
+
+
+def test_checks_are_reported(image_case):
+    model, x = image_case
+    checks = {check["check"]: check for check in quantize(model, x).checks}
+    assert checks["batch size"]["shapes"] == [[5, 3, 10, 10]]
+
+
+class OnlyBatchOfTwo(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.linear(x.view(2, 4))
+
+
+def test_a_model_of_one_batch_size_is_checked_there_and_says_so():
+    checks = quantize(OnlyBatchOfTwo(), torch.randn(2, 4)).checks
+    assert "takes only 2" in next(check for check in checks if check["check"] == "batch size")["skipped"]
+
+
+class BakesLength(nn.Module):
+    """Runs at every length, but a trace keeps the length that it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.linear(x) * float(x.shape[1])
+
+
+def test_a_trace_that_bakes_in_a_length_is_refused():
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 4)
+    prepared = prepare_and_calibrate(BakesLength().eval(), x)
+    with pytest.raises(ValueError, match="fixes the dimension 1 at 7, while the model also runs with 6; pass fixed_shapes=True"):
+        tq.convert(prepared, x)
+    assert tq.convert(prepared, x, fixed_shapes=True)(x).shape == (2, 7, 4)
+
+
+class DependsOnData(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(x) * self.calls
+
+
+def test_a_model_that_a_trace_cannot_follow_is_refused():
+    prepared = prepare_and_calibrate(DependsOnData().eval(), torch.randn(2, 4), tq.qconfigs.int8_weight_only())
+    with pytest.raises(ValueError, match="holds data-dependent Python control flow or randomness"):
+        tq.convert(prepared, torch.randn(2, 4))
+
+
+def test_mistakes_are_named():
+    x = torch.randn(2, 4)
+    with pytest.raises(ValueError, match="Linear holds no fake-quant; make one with torchquant.prepare"):
+        tq.convert(nn.Linear(4, 4), x)
+    with pytest.raises(ValueError, match="have seen no data, run torchquant.calibrate first: "):
+        tq.convert(tq.prepare(nn.Sequential(nn.Linear(4, 4)).eval(), x, tq.qconfigs.int8_static()), x)
+    prepared = prepare_and_calibrate(nn.Sequential(nn.Linear(4, 4)).eval(), x)
+    with pytest.raises(ValueError, match="on_fallback must be one of 'error', 'allow'; got 'ignore'"):
+        tq.convert(prepared, x, on_fallback="ignore")
+    with pytest.raises(TypeError, match="expected a tensor, a tuple of arguments or a dict of keyword arguments, got str"):
+        tq.convert(prepared, "x")
+
+
+class ReturnsNumber(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.linear(x), 3
+
+
+def test_an_output_that_torchscript_cannot_hold_is_named():
+    prepared = prepare_and_calibrate(ReturnsNumber().eval(), torch.randn(2, 4), tq.qconfigs.int8_weight_only())
+    with pytest.raises(TypeError, match="the model returns int; allowed are tensors"):
+        tq.convert(prepared, torch.randn(2, 4))
+
+
+def test_transformer_layer_does_not_take_the_fast_path():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    x = torch.randn(2, 5, 16)
+    quantized = quantize(layer, x)
+    layers = {row["layer"] for row in quantized.receipt.rows if row["precision"] == "int8"}
+    assert layers >= {"linear1", "linear2"}
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("name", ["int8_dynamic", "int8_weight_only"])
+def test_quantize_model_without_calibration(name):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(3, 16)
+    quantized = tq.quantize_model(model, x, getattr(tq.qconfigs, name)())
+    assert (quantized(x) - model(x)).abs().max() < 0.1
+    assert quantized.receipt.summary()["int8"] == 2
+
+
+def test_quantize_model_with_calibration():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(64, 16)
+    quantized = tq.quantize_model(model, x, tq.qconfigs.int8_static(), [x])
+    assert (quantized(x) - model(x)).abs().max() < 0.2
+    with pytest.raises(ValueError, match="have seen no data"):
+        tq.quantize_model(model, x, tq.qconfigs.int8_static())
+
+
+def test_half_precision_models_convert():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 8)).bfloat16().eval(), torch.randn(3, 16, dtype=torch.bfloat16)
+    quantized = quantize(model, x)
+    assert quantized(x.float()).dtype == torch.float32

@@ -1,0 +1,84 @@
+"""The C++ programs, built as a user builds them: they agree with Python, and link no Python."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import torchquant as tq
+
+SOURCE_DIR = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(SOURCE_DIR / "scripts"))
+import cmake_build  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def programs():
+    subprocess.run([sys.executable, SOURCE_DIR / "scripts" / "cmake_build.py", "examples"], check=True)
+    folder = cmake_build.build_dir() / "cpp_examples"
+    return {name: folder / name / name for name in ("run_quantized", "convert")}
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cpp")
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 5)).eval()
+    x = torch.randn(7, 1, 8, 8)
+    prepared = tq.prepare(net, x, tq.qconfigs.int8_static())
+    tq.calibrate(prepared, [x])
+    tq.trace(prepared, x).save(str(folder / "prepared.pt"))
+    quantized = tq.convert(prepared, x)
+    quantized.save(folder / "model.pt")
+    torch.save(x, folder / "x.pt")
+    return folder, x, quantized
+
+
+def run(*command):
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
+
+
+def test_no_python_is_linked(programs):
+    for program in programs.values():
+        assert "python" not in run("readelf", "-d", program).stdout
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7])
+def test_run_quantized_predicts_what_python_predicts(programs, case, batch):
+    folder, x, quantized = case
+    done = run(programs["run_quantized"], folder / "model.pt", folder / "x.pt", "--batch", batch, "--runs", 5, "--json", "--output", folder / "y.pt")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["predictions"] == quantized(x).argmax(-1).tolist()
+    assert report["rows"] == 7 and report["runs"] == 5 and report["p50_ms"] > 0
+    assert torch.equal(torch.load(folder / "y.pt"), quantized(x))
+
+
+def test_convert_gives_the_same_file_as_python(programs, case):
+    folder, x, quantized = case
+    done = run(programs["convert"], folder / "prepared.pt", folder / "converted.pt", "--receipt", folder / "receipt.json")
+    assert done.returncode == 0, done.stderr
+    converted = tq.load(folder / "converted.pt")
+    assert torch.equal(converted(x), quantized(x))
+    assert json.loads((folder / "receipt.json").read_text())["rows"] == converted.receipt.rows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run_quantized", "model.pt"), "expected MODEL and INPUTS"),
+        (("run_quantized", "model.pt", "x.pt", "--runs", "none"), "--runs needs a positive number; got 'none'"),
+        (("run_quantized", "x.pt", "x.pt"), "is not a TorchQuant file"),
+        (("run_quantized", "model.pt", "absent.pt"), "No such file or directory"),
+        (("convert", "prepared.pt"), "expected PREPARED and OUTPUT"),
+        (("convert", "prepared.pt", "nowhere/out.pt"), "cannot write 'nowhere/out.pt'"),
+    ],
+)
+def test_mistakes_are_one_sentence(programs, case, arguments, message):
+    program, *files = arguments
+    done = subprocess.run([programs[program], *files], cwd=case[0], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert message in done.stderr.splitlines()[0]
