@@ -36,7 +36,7 @@ bench: build  ## run the C++ benchmarks
 	@for program in $(BUILD_DIR)/benchmarks/*_bench; do $$program || exit 1; done
 
 sanitize: export TORCHQUANT_BUILD_DIR := $(BUILD_DIR)/sanitize
-sanitize: export CMAKE_ARGS := -DTORCHQUANT_SANITIZE=ON -DTORCHQUANT_PYTHON=OFF
+sanitize: export CMAKE_ARGS := -DTORCHQUANT_SANITIZE=ON -DTORCHQUANT_PYTHON=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1
 sanitize: export TORCHQUANT_CUDA := OFF
 # Torch itself is not instrumented: its start-up allocations would count as leaks, its containers as overflows.
 sanitize: export ASAN_OPTIONS := detect_leaks=0:detect_container_overflow=0
