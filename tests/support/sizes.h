@@ -14,8 +14,6 @@ inline std::vector<int64_t> run_lengths() {
 }
 
 // Around `block` and a few of them, with ends that fill no vector.
-inline std::vector<int64_t> lengths_around(int64_t block) {
-  return {block - 1, block, block + 1, block + 16, 2 * block - 5, 2 * block, 3 * block + 7};
-}
+inline std::vector<int64_t> lengths_around(int64_t block) { return {block - 1, block, block + 17, 3 * block - 5}; }
 
 }  // namespace torchquant::test

@@ -12,6 +12,9 @@
 #include "kernels/fake_quantize.h"
 #include "numerics/affine.h"
 
+// Inlines the lambdas of a kernel and all that they call, so that its loop is one loop over registers.
+#define TQ_KERNEL __attribute__((flatten))
+
 namespace torchquant::kernels {
 
 template <typename V>
@@ -86,52 +89,47 @@ struct FakeQuantizeVector {
 
   // ---- kernels ----
   template <typename Params, typename Source>
-  static void fake_quantize(const void* x, void* y, int64_t n, FloatType type, Source source, QRange range) {
-    with_float_type(
-        type, [&](auto element) __attribute__((always_inline)) {
-          using T = decltype(element);
-          const T* in = static_cast<const T*>(x);
-          T* out = static_cast<T*>(y);
-          const Params params(source);
-          const VectorRange limits = make_range(range);
-          for_each_vector(
-              n, [=](int64_t i, auto lanes) __attribute__((always_inline)) {
-                V::store(out + i, fake_quantize_value(V::load(in + i, lanes), params.at(i, lanes), limits), lanes);
-              });
-        });
+  TQ_KERNEL static void fake_quantize(const void* x, void* y, int64_t n, FloatType type, Source source, QRange range) {
+    with_float_type(type, [&](auto element) {
+      using T = decltype(element);
+      const T* in = static_cast<const T*>(x);
+      T* out = static_cast<T*>(y);
+      const Params params(source);
+      const VectorRange limits = make_range(range);
+      for_each_vector(n, [=](int64_t i, auto lanes) {
+        V::store(out + i, fake_quantize_value(V::load(in + i, lanes), params.at(i, lanes), limits), lanes);
+      });
+    });
   }
 
   template <typename Params, typename Source>
-  static void backward(const void* grad, const void* x, void* grad_x, int64_t n, FloatType type, Source source,
-                       QRange range) {
-    with_float_type(
-        type, [&](auto element) __attribute__((always_inline)) {
-          using T = decltype(element);
-          const T* grad_in = static_cast<const T*>(grad);
-          const T* in = static_cast<const T*>(x);
-          T* out = static_cast<T*>(grad_x);
-          const Params params(source);
-          const VectorRange limits = make_range(range);
-          for_each_vector(
-              n, [=](int64_t i, auto lanes) __attribute__((always_inline)) {
-                const Float g = V::load(grad_in + i, lanes);
-                V::store(out + i, ste_grad(g, V::load(in + i, lanes), params.at(i, lanes), limits), lanes);
-              });
-        });
+  TQ_KERNEL static void backward(const void* grad, const void* x, void* grad_x, int64_t n, FloatType type,
+                                 Source source, QRange range) {
+    with_float_type(type, [&](auto element) {
+      using T = decltype(element);
+      const T* grad_in = static_cast<const T*>(grad);
+      const T* in = static_cast<const T*>(x);
+      T* out = static_cast<T*>(grad_x);
+      const Params params(source);
+      const VectorRange limits = make_range(range);
+      for_each_vector(n, [=](int64_t i, auto lanes) {
+        const Float g = V::load(grad_in + i, lanes);
+        V::store(out + i, ste_grad(g, V::load(in + i, lanes), params.at(i, lanes), limits), lanes);
+      });
+    });
   }
 
-  static QParamGrads learnable_backward_run(const void* grad, const void* x, void* grad_x, int64_t n, FloatType type,
-                                            QParams p, QRange range) {
+  TQ_KERNEL static QParamGrads learnable_backward_run(const void* grad, const void* x, void* grad_x, int64_t n,
+                                                      FloatType type, QParams p, QRange range) {
     QParamGrads sums{0.0, 0.0};
-    with_float_type(
-        type, [&](auto element) __attribute__((always_inline)) {
-          using T = decltype(element);
-          for (int64_t begin = 0; begin < n; begin += kReductionBlock) {
-            const int64_t size = n - begin < kReductionBlock ? n - begin : kReductionBlock;
-            add_block(static_cast<const T*>(grad) + begin, static_cast<const T*>(x) + begin,
-                      static_cast<T*>(grad_x) + begin, size, p, range, &sums);
-          }
-        });
+    with_float_type(type, [&](auto element) {
+      using T = decltype(element);
+      for (int64_t begin = 0; begin < n; begin += kReductionBlock) {
+        const int64_t size = n - begin < kReductionBlock ? n - begin : kReductionBlock;
+        add_block(static_cast<const T*>(grad) + begin, static_cast<const T*>(x) + begin,
+                  static_cast<T*>(grad_x) + begin, size, p, range, &sums);
+      }
+    });
     return sums;
   }
 
@@ -141,17 +139,16 @@ struct FakeQuantizeVector {
     static_assert(kLanes == kReductionLanes);
     const VectorQParams params = RunParams(p).p;
     const VectorRange limits = make_range(range);
-    const Float zero = V::set(0.0f);
-    Float scale = zero;
-    Float zero_point = zero;
-    for_each_vector(
-        n, [&](int64_t i, auto lanes) __attribute__((always_inline)) {
-          const Gradients g = gradients(V::load(grad + i, lanes), V::load(x + i, lanes), params, limits);
-          V::store(grad_x + i, g.x, lanes);
-          const Mask used = V::mask(lanes);
-          scale = V::add(scale, V::select(used, g.scale, zero));
-          zero_point = V::add(zero_point, V::select(used, g.zero_point, zero));
-        });
+    Float scale = V::set(0.0f);
+    Float zero_point = V::set(0.0f);
+    for_each_vector(n, [&](int64_t i, auto lanes) {
+      const Gradients g = gradients(V::load(grad + i, lanes), V::load(x + i, lanes), params, limits);
+      V::store(grad_x + i, g.x, lanes);
+      // Lanes past the end hold x = 0 and grad = 0, whose gradients are 0: a valid scale has a finite reciprocal, and
+      // the zero point lies inside the range.
+      scale = V::add(scale, g.scale);
+      zero_point = V::add(zero_point, g.zero_point);
+    });
     float lanes[2][kLanes];
     V::store(lanes[0], scale, AllLanes{});
     V::store(lanes[1], zero_point, AllLanes{});
@@ -161,82 +158,75 @@ struct FakeQuantizeVector {
     }
   }
 
-  static void learnable_backward_each(const void* grad, const void* x, void* grad_x, int64_t n, FloatType type,
-                                      QParamArrays p, QRange range, double* scale_grad, double* zero_point_grad) {
-    with_float_type(
-        type, [&](auto element) __attribute__((always_inline)) {
-          using T = decltype(element);
-          const T* grad_in = static_cast<const T*>(grad);
-          const T* in = static_cast<const T*>(x);
-          T* out = static_cast<T*>(grad_x);
-          const EachParams params(p);
-          const VectorRange limits = make_range(range);
-          for_each_vector(
-              n, [=](int64_t i, auto lanes) __attribute__((always_inline)) {
-                const Float g_out = V::load(grad_in + i, lanes);
-                const Gradients g = gradients(g_out, V::load(in + i, lanes), params.at(i, lanes), limits);
-                V::store(out + i, g.x, lanes);
-                V::add_to(scale_grad + i, g.scale, lanes);
-                V::add_to(zero_point_grad + i, g.zero_point, lanes);
-              });
-        });
+  TQ_KERNEL static void learnable_backward_each(const void* grad, const void* x, void* grad_x, int64_t n,
+                                                FloatType type, QParamArrays p, QRange range, double* scale_grad,
+                                                double* zero_point_grad) {
+    with_float_type(type, [&](auto element) {
+      using T = decltype(element);
+      const T* grad_in = static_cast<const T*>(grad);
+      const T* in = static_cast<const T*>(x);
+      T* out = static_cast<T*>(grad_x);
+      const EachParams params(p);
+      const VectorRange limits = make_range(range);
+      for_each_vector(n, [=](int64_t i, auto lanes) {
+        const Float g_out = V::load(grad_in + i, lanes);
+        const Gradients g = gradients(g_out, V::load(in + i, lanes), params.at(i, lanes), limits);
+        V::store(out + i, g.x, lanes);
+        V::add_to(scale_grad + i, g.scale, lanes);
+        V::add_to(zero_point_grad + i, g.zero_point, lanes);
+      });
+    });
   }
 
   template <typename Params, typename Source>
-  static void quantize(const void* x, void* q, int64_t n, FloatType type, Source source, QRange range) {
-    with_float_type(
-        type, [&](auto element) __attribute__((always_inline)) {
-          using T = decltype(element);
-          const T* in = static_cast<const T*>(x);
-          uint8_t* out = static_cast<uint8_t*>(q);
-          const Params params(source);
-          const VectorRange limits = make_range(range);
-          for_each_vector(
-              n, [=](int64_t i, auto lanes) __attribute__((always_inline)) {
-                V::store_codes(out + i, quantize_value(V::load(in + i, lanes), params.at(i, lanes), limits), lanes);
-              });
-        });
+  TQ_KERNEL static void quantize(const void* x, void* q, int64_t n, FloatType type, Source source, QRange range) {
+    with_float_type(type, [&](auto element) {
+      using T = decltype(element);
+      const T* in = static_cast<const T*>(x);
+      uint8_t* out = static_cast<uint8_t*>(q);
+      const Params params(source);
+      const VectorRange limits = make_range(range);
+      for_each_vector(n, [=](int64_t i, auto lanes) {
+        V::store_codes(out + i, quantize_value(V::load(in + i, lanes), params.at(i, lanes), limits), lanes);
+      });
+    });
   }
 
   template <typename Code, typename T, typename Params>
   TQ_HOST_DEVICE static void dequantize_codes(const Code* q, T* y, int64_t n, Params params) {
-    for_each_vector(
-        n, [=](int64_t i, auto lanes) __attribute__((always_inline)) {
-          V::store(y + i, dequantize_value(V::load_codes(q + i, lanes), params.at(i, lanes)), lanes);
-        });
+    for_each_vector(n, [=](int64_t i, auto lanes) {
+      V::store(y + i, dequantize_value(V::load_codes(q + i, lanes), params.at(i, lanes)), lanes);
+    });
   }
 
   template <typename Params, typename Source>
-  static void dequantize(const void* q, void* y, int64_t n, bool q_signed, FloatType type, Source source) {
-    with_float_type(
-        type, [&](auto element) __attribute__((always_inline)) {
-          using T = decltype(element);
-          if (q_signed) {
-            dequantize_codes(static_cast<const int8_t*>(q), static_cast<T*>(y), n, Params(source));
-          } else {
-            dequantize_codes(static_cast<const uint8_t*>(q), static_cast<T*>(y), n, Params(source));
-          }
-        });
+  TQ_KERNEL static void dequantize(const void* q, void* y, int64_t n, bool q_signed, FloatType type, Source source) {
+    with_float_type(type, [&](auto element) {
+      using T = decltype(element);
+      if (q_signed) {
+        dequantize_codes(static_cast<const int8_t*>(q), static_cast<T*>(y), n, Params(source));
+      } else {
+        dequantize_codes(static_cast<const uint8_t*>(q), static_cast<T*>(y), n, Params(source));
+      }
+    });
   }
 
-  static MinMax min_max_run(const void* x, int64_t n, FloatType type) {
+  TQ_KERNEL static MinMax min_max_run(const void* x, int64_t n, FloatType type) {
     const Float highest = V::set(__builtin_inff());
     const Float lowest = V::set(-__builtin_inff());
     Float min_val = highest;
     Float max_val = lowest;
     int64_t finite_count = 0;
-    with_float_type(
-        type, [&](auto element) __attribute__((always_inline)) {
-          const auto* in = static_cast<const decltype(element)*>(x);
-          for_each_vector(
-              n, [&](int64_t i, auto lanes) __attribute__((always_inline)) {
-                const Float v = V::add(V::load(in + i, lanes), V::set(0.0f));  // turns a negative zero into zero
-                const Mask finite = V::both(V::is_finite(v), V::mask(lanes));
-                finite_count += V::count(finite);
-                min_val = V::min(V::select(finite, v, highest), min_val);
-                max_val = V::max(V::select(finite, v, lowest), max_val);
-              });
-        });
+    with_float_type(type, [&](auto element) {
+      const auto* in = static_cast<const decltype(element)*>(x);
+      for_each_vector(n, [&](int64_t i, auto lanes) {
+        const Float v = V::add(V::load(in + i, lanes), V::set(0.0f));  // turns a negative zero into zero
+        const Mask finite = V::both(V::is_finite(v), V::mask(lanes));
+        finite_count += V::count(finite);
+        min_val = V::min(V::select(finite, v, highest), min_val);
+        max_val = V::max(V::select(finite, v, lowest), max_val);
+      });
+    });
     float lanes[2][kLanes];
     V::store(lanes[0], min_val, AllLanes{});
     V::store(lanes[1], max_val, AllLanes{});
@@ -248,22 +238,20 @@ struct FakeQuantizeVector {
     return result;
   }
 
-  static int64_t min_max_each(const void* x, int64_t n, FloatType type, float* min_val, float* max_val) {
+  TQ_KERNEL static int64_t min_max_each(const void* x, int64_t n, FloatType type, float* min_val, float* max_val) {
     const Float highest = V::set(__builtin_inff());
     const Float lowest = V::set(-__builtin_inff());
     int64_t finite_count = 0;
-    with_float_type(
-        type, [&](auto element) __attribute__((always_inline)) {
-          const auto* in = static_cast<const decltype(element)*>(x);
-          for_each_vector(
-              n, [&](int64_t i, auto lanes) __attribute__((always_inline)) {
-                const Float v = V::add(V::load(in + i, lanes), V::set(0.0f));
-                const Mask finite = V::both(V::is_finite(v), V::mask(lanes));
-                finite_count += V::count(finite);
-                V::store(min_val + i, V::min(V::select(finite, v, highest), V::load(min_val + i, lanes)), lanes);
-                V::store(max_val + i, V::max(V::select(finite, v, lowest), V::load(max_val + i, lanes)), lanes);
-              });
-        });
+    with_float_type(type, [&](auto element) {
+      const auto* in = static_cast<const decltype(element)*>(x);
+      for_each_vector(n, [&](int64_t i, auto lanes) {
+        const Float v = V::add(V::load(in + i, lanes), V::set(0.0f));
+        const Mask finite = V::both(V::is_finite(v), V::mask(lanes));
+        finite_count += V::count(finite);
+        V::store(min_val + i, V::min(V::select(finite, v, highest), V::load(min_val + i, lanes)), lanes);
+        V::store(max_val + i, V::max(V::select(finite, v, lowest), V::load(max_val + i, lanes)), lanes);
+      });
+    });
     return n - finite_count;
   }
 
@@ -286,3 +274,5 @@ struct FakeQuantizeVector {
 };
 
 }  // namespace torchquant::kernels
+
+#undef TQ_KERNEL
