@@ -76,7 +76,7 @@ TQ_HOST_DEVICE Float16 from_float<Float16>(float value) {
   uint32_t half;
   if (magnitude > 0x7f800000u) {
     half = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
-  } else if (magnitude >= 0x477ff000u) {  // 65520, half way between the largest fp16 and the next power of two
+  } else if (magnitude >= 0x47800000u) {  // 2^16; what rounds up to it carries into infinity below
     half = 0x7c00u;
   } else if (magnitude < 0x38800000u) {
     // Below 2^-14 the result is a multiple of 2^-24, which is the last bit of 0.5f: the addition rounds for us.

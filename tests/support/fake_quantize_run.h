@@ -42,15 +42,24 @@ struct KernelInputs {
   kernels::QParamArrays arrays() const { return {scale.data(), inv_scale.data(), zero_point.data()}; }
 };
 
+// Gives about one element in 64 any bit pattern of its type, signalling NaN included, which no conversion would leave.
+inline void scatter_bit_patterns(std::vector<uint8_t>* elements, FloatType type, Random* random) {
+  const int64_t size = size_of(type);
+  for (size_t at = 0; at < elements->size(); at += size) {
+    const uint64_t bits = random->bits();
+    if (random->integer(0, 63) == 0) memcpy(elements->data() + at, &bits, size);
+  }
+}
+
 // Neighbouring elements of the *_each kernels get different parameters.
 inline KernelInputs make_kernel_inputs(const FakeQuantizeCase& params, FloatType type, int64_t n, uint64_t seed) {
   KernelInputs inputs{type, params, n, {}, {}, {}, {}, {}, {}};
   inputs.x = pack(fake_quantize_values(params, n, seed), type);
-  Random random(seed + 1);
-  std::vector<float> grad;
+  inputs.grad = pack(bell_values(n, 1.0f, seed + 1), type);
+  Random random(seed + 2);
+  scatter_bit_patterns(&inputs.x, type, &random);
+  scatter_bit_patterns(&inputs.grad, type, &random);
   for (int64_t i = 0; i < n; ++i) {
-    const bool special = random.integer(0, 63) == 0;
-    grad.push_back(special ? random.any_float() : random.bell(1.0f));
     inputs.codes.push_back(static_cast<uint8_t>(random.bits()));
     const float scale = params.scale * random.uniform(0.5f, 1.0f);
     const float zero_point = params.zero_point + static_cast<float>(random.integer(-2, 2));
@@ -59,7 +68,6 @@ inline KernelInputs make_kernel_inputs(const FakeQuantizeCase& params, FloatType
     inputs.inv_scale.push_back(p.inv_scale);
     inputs.zero_point.push_back(p.zero_point);
   }
-  inputs.grad = pack(grad, type);
   return inputs;
 }
 
@@ -71,11 +79,10 @@ struct KernelOutputs {
   int64_t count = 0;
 };
 
-// Runs one kernel of the table: `elements` and the arrays beside it come in filled and large enough for n elements.
+// Runs one kernel of the table; `elements` comes in large enough for n elements of the output.
 struct KernelCall {
   const char* name;
-  // Bytes of one element of the output for inputs of this type.
-  int64_t (*element_size)(FloatType);
+  int64_t (*element_size)(FloatType);  // of the output, in bytes
   void (*run)(const kernels::FakeQuantizeKernels& table, const KernelInputs& in, KernelOutputs* out);
 };
 

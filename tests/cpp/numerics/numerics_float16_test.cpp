@@ -96,6 +96,12 @@ TEST(Float16, UnderflowsBelowHalfTheSmallestSubnormal) {
   EXPECT_EQ(from_float<Float16>(std::numeric_limits<float>::denorm_min()).bits, 0);
 }
 
+TEST(Float16, WideningKeepsThePayloadOfNaN) {
+  EXPECT_EQ(float_to_bits(to_float(Float16{0xfc01})), 0xffc02000u);  // fp16 becomes quiet, as in VCVTPH2PS
+  EXPECT_EQ(float_to_bits(to_float(Float16{0x7e01})), 0x7fc02000u);
+  EXPECT_EQ(float_to_bits(to_float(BFloat16{0xff81})), 0xff810000u);  // bfloat16 is shifted
+}
+
 TEST(Float16, NaNKeepsSignAndUpperPayloadAndBecomesQuiet) {
   EXPECT_EQ(from_float<Float16>(bits_to_float(0xffc02000u)).bits, 0xfe01);
   EXPECT_EQ(from_float<Float16>(bits_to_float(0x7f800001u)).bits, 0x7e00);
