@@ -123,8 +123,9 @@ int64_t first_bad(const float* values, int64_t count, const IsGood& is_good) {
 }  // namespace
 
 void check_scale_values(const char* op, const float* scale, int64_t count) {
-  const int64_t bad = first_bad(scale, count, [](float s) { return s > 0.0f && std::isfinite(s); });
-  TORCH_CHECK(bad < 0, op, ": scale must be finite and greater than 0, got ", scale[bad], " at channel ", bad);
+  const int64_t bad = first_bad(scale, count, [](float s) { return numerics::valid_scale(s); });
+  TORCH_CHECK(bad < 0, op, ": scale must be finite and greater than 0 (above 2^-128, so that 1/scale is finite), got ",
+              scale[bad], " at channel ", bad);
 }
 
 void check_zero_point_values(const char* op, const float* zero_point, int64_t count) {

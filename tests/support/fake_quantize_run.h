@@ -82,86 +82,88 @@ struct KernelOutputs {
 // Runs one kernel of the table; `elements` comes in large enough for n elements of the output.
 struct KernelCall {
   const char* name;
-  int64_t (*element_size)(FloatType);  // of the output, in bytes
+  int64_t (*element_size)(FloatType);  // of the output, in bytes; 0 where there is no output by element
+  int64_t (*traffic)(FloatType);       // bytes read and written for one element, for benchmarks
   void (*run)(const kernels::FakeQuantizeKernels& table, const KernelInputs& in, KernelOutputs* out);
 };
 
 inline int64_t one_byte(FloatType) { return 1; }
+inline int64_t no_bytes(FloatType) { return 0; }
 
 inline std::vector<KernelCall> kernel_calls() {
   using Table = kernels::FakeQuantizeKernels;
   using In = KernelInputs;
   using Out = KernelOutputs;
   return {
-      {"fake_quantize_run", size_of,
+      {"fake_quantize_run", size_of, [](FloatType type) { return 2 * size_of(type); },
        [](const Table& k, const In& in, Out* out) {
          k.fake_quantize_run(in.x.data(), out->elements.data(), in.n, in.type, in.params.qparams(), in.params.range);
        }},
-      {"fake_quantize_run_in_place", size_of,
+      {"fake_quantize_run_in_place", size_of, [](FloatType type) { return 2 * size_of(type); },
        [](const Table& k, const In& in, Out* out) {
          if (in.n > 0) memcpy(out->elements.data(), in.x.data(), in.x.size());
          void* y = out->elements.data();
          k.fake_quantize_run(y, y, in.n, in.type, in.params.qparams(), in.params.range);
        }},
-      {"fake_quantize_each", size_of,
+      {"fake_quantize_each", size_of, [](FloatType type) { return 2 * size_of(type) + 12; },
        [](const Table& k, const In& in, Out* out) {
          k.fake_quantize_each(in.x.data(), out->elements.data(), in.n, in.type, in.arrays(), in.params.range);
        }},
-      {"backward_run", size_of,
+      {"backward_run", size_of, [](FloatType type) { return 3 * size_of(type); },
        [](const Table& k, const In& in, Out* out) {
          k.backward_run(in.grad.data(), in.x.data(), out->elements.data(), in.n, in.type, in.params.qparams(),
                         in.params.range);
        }},
-      {"backward_each", size_of,
+      {"backward_each", size_of, [](FloatType type) { return 3 * size_of(type) + 12; },
        [](const Table& k, const In& in, Out* out) {
          k.backward_each(in.grad.data(), in.x.data(), out->elements.data(), in.n, in.type, in.arrays(),
                          in.params.range);
        }},
-      {"learnable_backward_run", size_of,
+      {"learnable_backward_run", size_of, [](FloatType type) { return 3 * size_of(type); },
        [](const Table& k, const In& in, Out* out) {
          const kernels::QParamGrads sums = k.learnable_backward_run(
              in.grad.data(), in.x.data(), out->elements.data(), in.n, in.type, in.params.qparams(), in.params.range);
          out->sums = {sums.scale, sums.zero_point};
        }},
-      {"learnable_backward_each", size_of,
+      {"learnable_backward_each", size_of, [](FloatType type) { return 3 * size_of(type) + 12 + 32; },
        [](const Table& k, const In& in, Out* out) {
-         out->sums.assign(2 * in.n, 0.125);
+         out->sums.resize(2 * in.n, 0.125);  // added to, so not zero
          k.learnable_backward_each(in.grad.data(), in.x.data(), out->elements.data(), in.n, in.type, in.arrays(),
                                    in.params.range, out->sums.data(), out->sums.data() + in.n);
        }},
-      {"quantize_run", one_byte,
+      {"quantize_run", one_byte, [](FloatType type) { return size_of(type) + 1; },
        [](const Table& k, const In& in, Out* out) {
          k.quantize_run(in.x.data(), out->elements.data(), in.n, in.type, in.params.qparams(), in.params.range);
        }},
-      {"quantize_each", one_byte,
+      {"quantize_each", one_byte, [](FloatType type) { return size_of(type) + 13; },
        [](const Table& k, const In& in, Out* out) {
          k.quantize_each(in.x.data(), out->elements.data(), in.n, in.type, in.arrays(), in.params.range);
        }},
-      {"dequantize_run_signed", size_of,
+      {"dequantize_run_signed", size_of, [](FloatType type) { return size_of(type) + 1; },
        [](const Table& k, const In& in, Out* out) {
          k.dequantize_run(in.codes.data(), out->elements.data(), in.n, true, in.type, in.params.qparams());
        }},
-      {"dequantize_run_unsigned", size_of,
+      {"dequantize_run_unsigned", size_of, [](FloatType type) { return size_of(type) + 1; },
        [](const Table& k, const In& in, Out* out) {
          k.dequantize_run(in.codes.data(), out->elements.data(), in.n, false, in.type, in.params.qparams());
        }},
-      {"dequantize_each_signed", size_of,
+      {"dequantize_each_signed", size_of, [](FloatType type) { return size_of(type) + 13; },
        [](const Table& k, const In& in, Out* out) {
          k.dequantize_each(in.codes.data(), out->elements.data(), in.n, true, in.type, in.arrays());
        }},
-      {"dequantize_each_unsigned", size_of,
+      {"dequantize_each_unsigned", size_of, [](FloatType type) { return size_of(type) + 13; },
        [](const Table& k, const In& in, Out* out) {
          k.dequantize_each(in.codes.data(), out->elements.data(), in.n, false, in.type, in.arrays());
        }},
-      {"min_max_run", size_of,
+      {"min_max_run", no_bytes, [](FloatType type) { return size_of(type); },
        [](const Table& k, const In& in, Out* out) {
          const kernels::MinMax found = k.min_max_run(in.x.data(), in.n, in.type);
          out->floats = {found.min_val, found.max_val};
          out->count = found.nonfinite;
        }},
-      {"min_max_each", size_of,
+      {"min_max_each", no_bytes, [](FloatType type) { return size_of(type) + 16; },
        [](const Table& k, const In& in, Out* out) {
-         out->floats.assign(2 * in.n, 0.25f);  // a range that some values widen and some do not
+         out->floats.resize(2 * in.n, 0.25f);  // a range that some values widen and some do not
          out->count = k.min_max_each(in.x.data(), in.n, in.type, out->floats.data(), out->floats.data() + in.n);
        }},
   };

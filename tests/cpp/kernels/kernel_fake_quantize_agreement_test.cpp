@@ -45,7 +45,7 @@ std::string describe(const KernelInputs& in, int64_t i) {
 
 ::testing::AssertionResult same_elements(const KernelInputs& in, const KernelOutputs& want, const KernelOutputs& got) {
   const int64_t size = want.element_size;
-  for (int64_t i = 0; i < static_cast<int64_t>(want.elements.size()) / size; ++i) {
+  for (int64_t i = 0; i * size < static_cast<int64_t>(want.elements.size()); ++i) {
     if (memcmp(&want.elements[i * size], &got.elements[i * size], size) != 0) {
       return ::testing::AssertionFailure()
              << "element " << i << " of " << in.n << ": reference 0x" << hex(&want.elements[i * size], size)
