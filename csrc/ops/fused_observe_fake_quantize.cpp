@@ -40,7 +40,7 @@ void check_state(const at::Tensor& x, const char* argument, const at::Tensor& te
                  const c10::SymInt& count) {
   check_dtype(kOp, argument, tensor, dtype);
   check_same_device(kOp, argument, tensor, x);
-  TORCH_SYM_CHECK(tensor.sym_numel().sym_eq(count), kOp, ": ", argument, " must have ", count, " elements, got shape ",
+  TORCH_SYM_CHECK(tensor.sym_numel().sym_eq(count), kOp, ": ", argument, " must have ", count, " element(s), got shape ",
                   tensor.sym_sizes());
   TORCH_CHECK(tensor.is_contiguous(), kOp, ": ", argument, " must be contiguous, got strides ", tensor.sym_strides());
 }
