@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <string>
+#include <tuple>
 #include <utility>
 
 namespace torchquant::ops {
@@ -63,6 +64,27 @@ class NoDerivative : public torch::autograd::Function<NoDerivative> {
 inline void bump_versions(at::TensorList mutated) {
   for (const at::Tensor& tensor : mutated) torch::autograd::impl::bump_version(tensor);
 }
+
+// Autograd and ADInplaceOrView kernels of an op that returns nothing and mutates its arguments number Mutated...
+template <auto EntryPoint, size_t... Mutated>
+struct InPlaceOp;
+
+template <typename... Args, void (*EntryPoint)(Args...), size_t... Mutated>
+struct InPlaceOp<EntryPoint, Mutated...> {
+  static void autograd(Args... args) {
+    at::AutoDispatchBelowAutograd below_autograd;  // not below ADInplaceOrView, which counts the mutations
+    EntryPoint(args...);
+  }
+
+  static void count_mutations(Args... args) {
+    {
+      at::AutoDispatchBelowADInplaceOrView below_views;
+      EntryPoint(args...);
+    }
+    const auto arguments = std::forward_as_tuple(args...);
+    bump_versions({std::get<Mutated>(arguments)...});
+  }
+};
 
 // Scale or zero point under autocast: fp32 again where autocast lowered it.
 inline at::Tensor to_fp32(const at::Tensor& tensor) {

@@ -19,6 +19,7 @@
 #include <tuple>
 
 #include "export.h"
+#include "ops/observe.h"
 
 namespace torchquant {
 

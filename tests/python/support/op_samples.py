@@ -116,3 +116,87 @@ def fused_observe_fake_quantize():
         call(activation(7, 5, requires_grad=True), *state(1), averaging_constant=0.1, symmetric=False, **UINT8),
         call(channels_last(requires_grad=True), *state(3), averaging_constant=1.0, axis=1, symmetric=True, **INT4),
     ]
+
+
+def range_state(*shape):
+    infinity = torch.full(shape, float("inf"))
+    return infinity, -infinity, torch.zeros(1, dtype=torch.int64)
+
+
+def observed_histogram(*channels, bins=64):
+    """(histogram, min_val, max_val) that saw something."""
+    min_val, max_val, nonfinite_count = range_state(*(channels or (1,)))
+    histogram = torch.zeros((*channels, bins), dtype=torch.int64)
+    x = activation(*channels, 50)
+    axis = 0 if channels else None
+    torch.ops.torchquant.observe_histogram(x, histogram, min_val, max_val, nonfinite_count, axis=axis)
+    return histogram, min_val, max_val
+
+
+@samples_of("observe_min_max")
+def observe_min_max():
+    return [
+        call(activation(7, 5, requires_grad=True), *range_state(1)),
+        call(channels_last(), *range_state(3), axis=1),
+        call(activation(4, 6, dtype=torch.float16), *range_state(4, 2), axis=1, group_size=3),
+        call(activation(0, 5), *range_state(1)),
+    ]
+
+
+@samples_of("observe_moving_average")
+def observe_moving_average():
+    return [
+        call(activation(7, 5, requires_grad=True), *range_state(1), averaging_constant=0.1),
+        call(channels_last(), *range_state(3), axis=1, averaging_constant=1.0),
+        call(activation(4, 6), *range_state(4, 2), axis=-1, group_size=3, averaging_constant=0.5),
+    ]
+
+
+@samples_of("observe_histogram")
+def observe_histogram():
+    def state(*channels):
+        min_val, max_val, nonfinite_count = range_state(*(channels or (1,)))
+        return torch.zeros((*channels, 64), dtype=torch.int64), min_val, max_val, nonfinite_count
+
+    return [
+        call(activation(7, 5, requires_grad=True), *state()),
+        call(channels_last(), *state(3), axis=1),
+        call(activation(7, 5, dtype=torch.bfloat16), *state(5), axis=-1),
+    ]
+
+
+@samples_of("merge_moving_average")
+def merge_moving_average():
+    def averages():
+        return torch.tensor([-1.0, 0.5]), torch.tensor([2.0, 3.0]), torch.tensor([0, 3])
+
+    return [call(*averages(), *averages())]
+
+
+@samples_of("merge_histogram")
+def merge_histogram():
+    return [
+        call(*observed_histogram(), *observed_histogram()),
+        call(*observed_histogram(3), *observed_histogram(3)),
+    ]
+
+
+@samples_of("qparams_from_histogram_percentile")
+def qparams_from_histogram_percentile():
+    return [
+        call(*observed_histogram(), percentile=99.0, symmetric=False, **UINT8),
+        call(*observed_histogram(3), percentile=99.0, symmetric=True, **INT4),
+    ]
+
+
+@samples_of("qparams_from_histogram_mse")
+def qparams_from_histogram_mse():
+    return [
+        call(*observed_histogram(), symmetric=False, **UINT8),
+        call(*observed_histogram(3), symmetric=True, **INT4),
+    ]
+
+
+@samples_of("qparams_from_histogram_entropy")
+def qparams_from_histogram_entropy():
+    return qparams_from_histogram_mse()
