@@ -58,9 +58,10 @@ def _fake_quantized_codes(trace: Trace) -> dict[str, list[torch.Tensor]]:
 
         return hook
 
-    fake_quants = {path: module for path, module in trace.model.named_modules() if isinstance(module, FakeQuantize)}
     handles = [
-        module.register_forward_hook(remember(path)) for path, module in fake_quants.items() if module.scale.numel() == 1
+        module.register_forward_hook(remember(path))
+        for path, module in trace.model.named_modules()
+        if isinstance(module, FakeQuantize) and not module.spec.dynamic and module.spec.axis is None
     ]
     try:
         trace.run_model(trace.inputs)

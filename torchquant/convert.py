@@ -45,7 +45,8 @@ def quantize_model(
     model: torch.nn.Module, example_inputs, qconfig, calibration=None, *, on_fallback: str = "error", fixed_shapes: bool = False
 ) -> QuantizedModel:
     """Prepare, calibrate on the batches of `calibration` and convert. Dynamic and weight-only configurations need no `calibration`."""
-    from torchquant.prepare import calibrate, prepare
+    from torchquant.calibrate import calibrate
+    from torchquant.prepare import prepare
 
     check_on_fallback(on_fallback)
     prepared = prepare(model, example_inputs, qconfig)
