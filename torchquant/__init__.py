@@ -7,9 +7,25 @@ from torchquant import _load
 _load.load()
 
 from torchquant._build_info import VERSION as __version__  # noqa: E402
-from torchquant.functional import dequantize, fake_quantize, quantize  # noqa: E402
+from torchquant import qconfigs  # noqa: E402
+from torchquant.fake_quantize import FakeQuantize  # noqa: E402
+from torchquant.qconfig import QConfig, QConfigMapping, QuantSpec  # noqa: E402
+
+# Last, so that torchquant.fake_quantize is the function and not the module of that name.
+from torchquant.functional import dequantize, fake_quantize, quantize  # noqa: E402 isort: skip
 
 # For CMake: -DCMAKE_PREFIX_PATH="$(python -c 'import torchquant; print(torchquant.cmake_prefix_path)')"
 cmake_prefix_path = str(Path(__file__).resolve().parent / "share" / "cmake")
 
-__all__ = ["__version__", "cmake_prefix_path", "dequantize", "fake_quantize", "quantize"]
+__all__ = [
+    "FakeQuantize",
+    "QConfig",
+    "QConfigMapping",
+    "QuantSpec",
+    "__version__",
+    "cmake_prefix_path",
+    "dequantize",
+    "fake_quantize",
+    "qconfigs",
+    "quantize",
+]

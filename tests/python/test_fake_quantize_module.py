@@ -158,6 +158,13 @@ def test_a_wrong_axis_is_the_ops_error():
         FakeQuantize(SPECS["weight4_groups"])(torch.randn(3, 6))
 
 
+def test_the_public_name_is_the_function_though_a_module_has_it_too():
+    import torchquant
+
+    assert torchquant.fake_quantize is torchquant.functional.fake_quantize
+    assert torchquant.FakeQuantize is FakeQuantize
+
+
 # ---- dynamic
 
 
