@@ -10,6 +10,8 @@ from torchquant._build_info import VERSION as __version__  # noqa: E402
 from torchquant import qconfigs  # noqa: E402
 from torchquant.fake_quantize import FakeQuantize  # noqa: E402
 from torchquant.qconfig import QConfig, QConfigMapping, QuantSpec  # noqa: E402
+from torchquant.quantized_model import QuantizedModel, load  # noqa: E402
+from torchquant.receipt import Receipt  # noqa: E402
 
 # Last, so that torchquant.fake_quantize is the function and not the module of that name.
 from torchquant.functional import dequantize, fake_quantize, quantize  # noqa: E402 isort: skip
@@ -22,10 +24,13 @@ __all__ = [
     "QConfig",
     "QConfigMapping",
     "QuantSpec",
+    "QuantizedModel",
+    "Receipt",
     "__version__",
     "cmake_prefix_path",
     "dequantize",
     "fake_quantize",
+    "load",
     "qconfigs",
     "quantize",
 ]
