@@ -1,0 +1,134 @@
+"""Runs a model once on its example inputs and notes what placement needs to know: which layers ran, on which tensors, and which
+functional calls read a parameter."""
+
+import contextlib
+from dataclasses import dataclass, field
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from .patterns import COMPUTE_FUNCTIONS
+
+
+@dataclass
+class ModuleCall:
+    path: str
+    module: torch.nn.Module
+    args: tuple
+    kwargs: dict
+
+
+@dataclass
+class FunctionalCall:
+    """F.linear(x, weight) and its like, on a parameter of some module."""
+
+    caller: str  # path of the module whose forward made the call
+    function: object
+    owner: str  # path of the module that holds the parameter
+    parameter: str
+    input: torch.Tensor
+
+    @property
+    def path(self):
+        return f"{self.owner}.{self.parameter}" if self.owner else self.parameter
+
+
+@dataclass
+class ExampleRun:
+    output: object = None
+    calls: list[ModuleCall] = field(default_factory=list)  # holds on to the inputs, so that no two tensors share an id
+    functional_calls: list[FunctionalCall] = field(default_factory=list)
+
+    def paths(self):
+        return {call.path for call in self.calls}
+
+
+def unpack(inputs, what="example_inputs"):
+    """(args, kwargs) of a model input: a tensor, a tuple of arguments or a dict of keyword arguments."""
+    if isinstance(inputs, torch.Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, tuple):
+        return inputs, {}
+    if isinstance(inputs, dict):
+        return (), inputs
+    raise TypeError(f"{what}: expected a tensor, a tuple of arguments or a dict of keyword arguments, got {type(inputs).__name__}")
+
+
+@contextlib.contextmanager
+def evaluating(model, training=False):
+    """Puts every module in eval mode (or train mode) and gives each its own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def repeatable():
+    """Runs with a fixed seed and leaves the user's random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@contextlib.contextmanager
+def _without_fused_attention():
+    # In eval mode nn.TransformerEncoder would run fused kernels that call none of its layers.
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, model, run):
+        super().__init__()
+        self.run = run
+        self.running = [""]  # paths of the modules whose forwards are on the stack
+        self.owners = {id(parameter): name.rpartition(".") for name, parameter in model.named_parameters()}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in COMPUTE_FUNCTIONS:
+            data = args[0] if args else kwargs.get("input")
+            weight = args[1] if len(args) > 1 else kwargs.get("weight")
+            if id(weight) in self.owners:
+                owner, _, parameter = self.owners[id(weight)]
+                self.run.functional_calls.append(FunctionalCall(self.running[-1], function, owner, parameter, data))
+        return function(*args, **kwargs)
+
+
+def run_example(model, args, kwargs):
+    """Runs the model in eval mode without gradients. Nothing of the model changes but what its own forward changes."""
+    run = ExampleRun()
+    recorder = _Recorder(model, run)
+
+    def entered(path):
+        def hook(module, args, kwargs):
+            recorder.running.append(path)
+            run.calls.append(ModuleCall(path, module, args, kwargs))
+
+        return hook
+
+    def left(module, args, output):
+        recorder.running.pop()
+
+    hooks = []
+    for path, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(entered(path), prepend=True, with_kwargs=True))
+        hooks.append(module.register_forward_hook(left))
+    try:
+        with evaluating(model), torch.no_grad(), repeatable(), _without_fused_attention(), recorder:
+            run.output = model(*args, **kwargs)
+    except Exception as error:
+        raise RuntimeError(f"prepare: the model does not run on example_inputs: {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return run

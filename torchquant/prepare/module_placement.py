@@ -1,0 +1,99 @@
+"""Places fake-quants module by module: each compute layer fake-quantizes its own input.
+
+This is for models that torch.fx cannot trace, and for the insides of torch.nn modules that torch.fx keeps whole (attention, transformer layers).
+"""
+
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from .input_fake_quants import InputFakeQuants
+from .modules import attention, recurrent, transformer
+from .patterns import COMPUTE_FUNCTIONS, FLOAT_LAYERS, compute_layer
+from .quantized_parameter import add_submodule, extend, functional_input_name
+
+
+class FunctionalInputs(nn.Module):
+    """Mixed into a module whose forward calls F.linear and its like on quantized parameters: fake-quantizes the inputs of those calls."""
+
+    def forward(self, *args, **kwargs):
+        with _FakeQuantizeInputs():
+            return super().forward(*args, **kwargs)
+
+
+class _FakeQuantizeInputs(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function not in COMPUTE_FUNCTIONS:
+            return function(*args, **kwargs)
+        given = dict(zip(("input", "weight"), args)) | kwargs
+        weight = given["weight"]
+        fake_quant = weight.__dict__.pop("torchquant_input", None)  # put back below: a caller's own mode must not see it
+        if fake_quant is None:
+            return function(*args, **kwargs)
+        given["input"] = fake_quant(given["input"])
+        try:
+            return function(given.pop("input"), given.pop("weight"), *args[2:], **given)
+        finally:
+            weight.torchquant_input = fake_quant
+
+
+def place(placement, run, scope=""):
+    """Quantizes every layer at or below the path `scope` that the example run reached."""
+    model, inputs = placement.model, InputFakeQuants(placement)
+    calls = {}
+    for call in run.calls:
+        calls.setdefault(call.path, call)
+    scoped = [(path, module) for path, module in model.named_modules() if _within(path, scope)]
+    for path, module in scoped:
+        if isinstance(module, nn.MultiheadAttention):
+            attention.place(placement, inputs, path, module, calls.get(path))
+        elif isinstance(module, (nn.LSTM, nn.GRU)):
+            recurrent.place(placement, path, module, calls.get(path))
+        elif compute_layer(module) and not _is_attention_output(model, path):
+            _place_layer(placement, inputs, path, module, calls.get(path))
+        elif isinstance(module, FLOAT_LAYERS):
+            placement.report.add(path, "layer", None, f"there is no integer kernel for {type(module).__name__}")
+    for call in run.functional_calls:
+        if _within(call.caller, scope) and not (call.caller == call.owner and compute_layer(model.get_submodule(call.owner))):
+            _place_functional(placement, inputs, call)
+    for _, module in scoped:
+        transformer.keep_layers_running(module)
+
+
+def _within(path, scope):
+    return not scope or path == scope or path.startswith(f"{scope}.")
+
+
+def _is_attention_output(model, path):
+    parent, _, name = path.rpartition(".")
+    return name == "out_proj" and isinstance(model.get_submodule(parent), nn.MultiheadAttention)
+
+
+def _place_layer(placement, inputs, path, module, call):
+    layer = compute_layer(module)
+    if call is None:
+        placement.report.add(path, "layer", None, "example_inputs do not reach it")
+        return
+    settings = placement.settings(path, layer)
+    if settings is None:
+        return
+    placement.quantize_weight(path, "weight", layer, settings)
+    if settings.activation is not None:
+        tensor = call.args[0] if call.args else call.kwargs["input"]
+        inputs.quantize_input_of(path, module, tensor, settings.activation)
+
+
+def _place_functional(placement, inputs, call):
+    layer = COMPUTE_FUNCTIONS[call.function]
+    settings = placement.settings(call.owner, layer)
+    if settings is None:
+        return
+    owner = placement.model.get_submodule(call.owner)
+    placement.quantize_weight(call.owner, call.parameter, layer, settings)
+    if settings.activation is None:
+        return
+    name = functional_input_name(call.parameter)
+    if name not in owner._modules:
+        add_submodule(owner, name, inputs.of(call.input, settings.activation, f"{call.owner}.{name}" if call.owner else name))
+    extend(owner, parameter=call.parameter, marked=True)
+    extend(placement.model.get_submodule(call.caller), mixin=FunctionalInputs)

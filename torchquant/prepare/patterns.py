@@ -1,0 +1,164 @@
+"""The one list of what prepare knows about operations: which compute, which ride along in the same kernel, which pass codes through.
+
+Whatever is not listed here runs in float by design. The converter has a kernel for everything that is.
+"""
+
+import enum
+import operator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Kind(enum.Enum):
+    COMPUTE = "compute"  # has a weight
+    NORM = "norm"  # batch norm: part of the compute layer before it
+    ADD = "add"
+    MUL = "mul"
+    ACTIVATION = "activation"
+    POOL = "pool"  # averages: new qparams on the output
+    CONCAT = "concat"  # all inputs and the output share one fake-quant
+    SHAPE = "shape"  # moves codes and leaves their values alone
+    IDENTITY = "identity"  # gone in the converted model
+    METADATA = "metadata"  # reads a tensor's size or dtype, not its values
+    FLOAT = "float"
+
+
+@dataclass(frozen=True)
+class ComputeLayer:
+    kind: str
+    weight_axis: int  # of the output channels
+    modes: frozenset[str]  # how the kernels can run it: "static", "dynamic", "weight_only"
+
+
+_CONV = frozenset({"static"})
+LINEAR = ComputeLayer("linear", 0, frozenset({"static", "dynamic", "weight_only"}))
+EMBEDDING = ComputeLayer("embedding", 0, frozenset({"weight_only"}))
+COMPUTE_MODULES = {
+    nn.Linear: LINEAR,
+    nn.Conv1d: ComputeLayer("conv1d", 0, _CONV),
+    nn.Conv2d: ComputeLayer("conv2d", 0, _CONV),
+    nn.ConvTranspose1d: ComputeLayer("conv_transpose1d", 1, _CONV),
+    nn.ConvTranspose2d: ComputeLayer("conv_transpose2d", 1, _CONV),
+    nn.Embedding: EMBEDDING,
+}
+# all take (input, weight, ...)
+COMPUTE_FUNCTIONS = {
+    F.linear: LINEAR,
+    F.conv1d: COMPUTE_MODULES[nn.Conv1d],
+    F.conv2d: COMPUTE_MODULES[nn.Conv2d],
+    F.conv_transpose1d: COMPUTE_MODULES[nn.ConvTranspose1d],
+    F.conv_transpose2d: COMPUTE_MODULES[nn.ConvTranspose2d],
+    F.embedding: EMBEDDING,
+}
+# Layers with weights and no integer kernel. They are named in the report, so that nobody takes them for quantized.
+FLOAT_LAYERS = (
+    nn.Conv3d, nn.ConvTranspose3d, nn.Bilinear, nn.EmbeddingBag, nn.RNN, nn.RNNCell, nn.LSTMCell, nn.GRUCell,
+)  # fmt: skip
+
+_MODULES = {
+    Kind.NORM: (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm),
+    Kind.ACTIVATION: (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh),
+    Kind.POOL: (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
+    Kind.SHAPE: (nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d, nn.Upsample, nn.ZeroPad1d, nn.ZeroPad2d),
+    Kind.IDENTITY: (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Identity),
+}
+_FUNCTIONS = {
+    Kind.ADD: (operator.add, operator.iadd, torch.add),
+    Kind.MUL: (operator.mul, operator.imul, torch.mul),
+    Kind.ACTIVATION: (
+        F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, F.hardtanh, F.hardtanh_, F.hardswish, F.hardsigmoid, F.silu, F.gelu,
+        F.sigmoid, torch.sigmoid, torch.sigmoid_, F.tanh, torch.tanh, torch.tanh_,
+    ),
+    Kind.POOL: (F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.adaptive_avg_pool1d, torch.mean),
+    Kind.CONCAT: (torch.cat, torch.concat, torch.concatenate),
+    Kind.SHAPE: (
+        operator.getitem, torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.swapaxes, torch.squeeze, torch.unsqueeze,
+        torch.chunk, torch.split, torch.unbind, torch.select, torch.narrow, F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d,
+        F.interpolate, F.pad,
+    ),
+    Kind.IDENTITY: (F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout),
+    Kind.METADATA: (getattr,),
+}  # fmt: skip
+_METHODS = {
+    Kind.ADD: ("add", "add_"),
+    Kind.MUL: ("mul", "mul_"),
+    Kind.ACTIVATION: ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"),
+    Kind.POOL: ("mean",),
+    Kind.SHAPE: (
+        "view", "reshape", "flatten", "permute", "transpose", "swapaxes", "t", "squeeze", "unsqueeze", "expand", "contiguous",
+        "chunk", "split", "unbind", "select", "narrow",
+    ),
+    Kind.METADATA: ("size", "dim", "numel", "stride", "ndimension", "type", "is_contiguous"),
+}  # fmt: skip
+# functions that torch.fx keeps whole and that are the identity in eval mode
+_IDENTITY_BY_NAME = {"torchvision.ops.stochastic_depth.stochastic_depth"}
+
+_FUNCTION_KINDS = {function: kind for kind, functions in _FUNCTIONS.items() for function in functions}
+_METHOD_KINDS = {method: kind for kind, methods in _METHODS.items() for method in methods}
+
+
+def compute_layer(module):
+    """The compute layer that a module is, judged by the forward that it runs: a subclass with a forward of its own is not one."""
+    for cls, layer in COMPUTE_MODULES.items():
+        if isinstance(module, cls) and type(module).forward is cls.forward:
+            return layer
+    return None
+
+
+def kind_of_module(module):
+    if compute_layer(module):
+        return Kind.COMPUTE
+    for kind, classes in _MODULES.items():
+        if isinstance(module, classes):
+            return kind if _passes_codes(kind, vars(module)) else Kind.FLOAT
+    return Kind.FLOAT
+
+
+def kind_of_function(function, arguments, keywords):
+    if function in COMPUTE_FUNCTIONS:
+        return Kind.COMPUTE
+    if f"{getattr(function, '__module__', None)}.{getattr(function, '__name__', None)}" in _IDENTITY_BY_NAME:
+        return Kind.IDENTITY
+    kind = _FUNCTION_KINDS.get(function, Kind.FLOAT) if _hashable(function) else Kind.FLOAT
+    if function is F.interpolate and keywords.get("mode", arguments[3] if len(arguments) > 3 else "nearest") != "nearest":
+        return Kind.FLOAT
+    if function is F.pad and not _pads_with_zero(*arguments[2:], **{k: v for k, v in keywords.items() if k in ("mode", "value")}):
+        return Kind.FLOAT
+    return kind if _passes_codes(kind, keywords) else Kind.FLOAT
+
+
+def kind_of_method(name, keywords):
+    kind = _METHOD_KINDS.get(name, Kind.FLOAT)
+    return kind if _passes_codes(kind, keywords) else Kind.FLOAT
+
+
+def _passes_codes(kind, settings):
+    """False for the settings of an operation that leave its kernel: a scaled add, pooling that returns indices, smooth resizing."""
+    if kind is Kind.SHAPE:
+        return not settings.get("return_indices") and settings.get("mode", "nearest") in ("nearest", "constant")
+    if kind is Kind.ADD:
+        return settings.get("alpha", 1) == 1
+    return "dtype" not in settings and "out" not in settings
+
+
+def _pads_with_zero(mode="constant", value=None):
+    return mode == "constant" and not value
+
+
+def _hashable(function):
+    try:
+        hash(function)
+    except TypeError:
+        return False
+    return True
+
+
+def averages_space(dims, rank):
+    """Whether a mean over these dimensions is an average pool: all spatial dimensions of (N, C, L) or (N, C, H, W)."""
+    dims = (dims,) if isinstance(dims, int) else dims
+    if rank not in (3, 4) or not isinstance(dims, (tuple, list)) or not all(isinstance(dim, int) for dim in dims):
+        return False
+    return sorted(dim % rank for dim in dims) == list(range(2, rank))

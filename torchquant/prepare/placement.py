@@ -1,0 +1,134 @@
+"""What both ways of placing fake-quants share: how each layer is to run, one fake-quant per weight, and the report of all decisions."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from ..fake_quantize import FakeQuantize
+from ..qconfig import QConfigMapping, QuantSpec
+from .patterns import ComputeLayer
+from .quantized_parameter import add_weight_fake_quant
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """How one layer is to run. `activation` is None where it reads its input in float."""
+
+    mode: str
+    activation: QuantSpec | None
+    weight: QuantSpec
+
+
+@dataclass
+class Report:
+    """What prepare decided, a dict per layer, weight or tensor: "name", "role" ("layer", "weight" or "activation"), "fake_quant" (its path in
+    the prepared model, None for what stays float) and "reason"."""
+
+    graph: str  # "torch.fx", or why the model was prepared module by module
+    rows: list[dict] = field(default_factory=list)
+
+    def add(self, name, role, fake_quant, reason):
+        row = {"name": name, "role": role, "fake_quant": fake_quant, "reason": reason}
+        if row not in self.rows:
+            self.rows.append(row)
+
+    def __str__(self):
+        width = max((len(row["name"]) for row in self.rows), default=0)
+        lines = (f"{row['name']:<{width}}  {row['role']:<10}  {row['fake_quant'] or 'float'}: {row['reason']}" for row in self.rows)
+        return "\n".join((f"placement: {self.graph}", *lines))
+
+
+class Placement:
+    """The prepared model while its fake-quants are being placed."""
+
+    def __init__(self, model, qconfig):
+        mapping = qconfig if isinstance(qconfig, QConfigMapping) else QConfigMapping(qconfig)
+        self.model = model
+        self.qconfigs = mapping.resolve(model)  # path -> QConfig or None
+        self.report = Report("torch.fx")
+        self._settings = {}
+        self._weights = {}  # id of a parameter -> (its fake-quant, the path that got it first)
+
+    def wants_activations(self):
+        return any(qconfig is not None and qconfig.activation is not None for qconfig in self.qconfigs.values())
+
+    def settings(self, path, layer: ComputeLayer):
+        """How the layer whose weight belongs to the module at `path` is to run; None for one that stays float."""
+        if (path, layer.kind) not in self._settings:
+            settings = self._decide(path, layer)
+            if isinstance(settings, str):
+                self.report.add(path, "layer", None, settings)
+                settings = None
+            self._settings[path, layer.kind] = settings
+        return self._settings[path, layer.kind]
+
+    def _decide(self, path, layer):
+        qconfig = self.qconfigs.get(path)
+        if qconfig is None:
+            return "the QConfig keeps it float"
+        activation = qconfig.activation
+        mode = "weight_only" if activation is None else "dynamic" if activation.dynamic else "static"
+        if layer.modes == {"weight_only"}:
+            mode, activation = "weight_only", None  # an index is no activation
+        if mode not in layer.modes:
+            return f"there is no {mode} kernel for {layer.kind}"
+        return LayerSettings(mode, activation, qconfig.weight)
+
+    def quantize_weight(self, path, parameter, layer: ComputeLayer, settings: LayerSettings):
+        """Gives a parameter its fake-quant and makes it read as the fake-quantized value. A parameter that has two owners gets one."""
+        owner = self.model.get_submodule(path)
+        name = f"{path}.{parameter}" if path else parameter
+        fake_quant = self.weight_fake_quant(owner, name, parameter, layer, settings)
+        if f"{parameter}_fake_quant" not in owner._modules:
+            add_weight_fake_quant(owner, parameter, fake_quant)
+
+    def weight_fake_quant(self, owner, name, parameter, layer, settings):
+        """The fake-quant of a parameter, which has seen its values already: weights need no calibration data."""
+        if parameter in vars(owner):
+            raise ValueError(
+                f"prepare: {name} is a plain tensor that a hook recomputes (torch.nn.utils.weight_norm or spectral_norm); "
+                "use torch.nn.utils.parametrizations instead"
+            )
+        weight = getattr(owner, parameter)
+        key = id(owner._parameters.get(parameter, weight))
+        spec = _weight_spec(settings.weight, layer, name, weight)
+        fake_quant, first = self._weights.get(key, (None, None))
+        if fake_quant is None:
+            fake_quant = FakeQuantize(spec)
+            fake_quant.to(weight.device)
+            fake_quant.enable_observer(True)
+            with torch.no_grad():
+                fake_quant(weight)
+            self._weights[key] = fake_quant, name
+        elif fake_quant.spec != spec:
+            raise ValueError(f"prepare: {first} and {name} are one parameter, so they need one QConfig; got {fake_quant.spec} and {spec}")
+        shared = f", shared with {first}" if first and first != name else ""
+        self.report.add(name, "weight", f"{name}_fake_quant", f"weight of {layer.kind}, {settings.mode}{shared}")
+        return fake_quant
+
+    def new_activation(self, spec):
+        fake_quant = FakeQuantize(spec)
+        fake_quant.to(next((parameter.device for parameter in self.model.parameters()), torch.device("cpu")))
+        return fake_quant
+
+    def quantizes_anything(self):
+        return bool(self._weights)
+
+
+def _weight_spec(spec, layer, name, weight):
+    if spec.group_size is not None:
+        if layer.kind not in ("linear", "embedding"):
+            raise ValueError(f"prepare: {name}: groups of weights are for linear and embedding layers, and this is a {layer.kind}; use per-channel weights")
+        if weight.size(-1) % spec.group_size:
+            raise ValueError(
+                f"prepare: {name}: group_size={spec.group_size} does not divide its last dimension, {weight.size(-1)}; "
+                "choose another group_size or keep the layer float with QConfigMapping.set_module_name(..., None)"
+            )
+        return spec
+    # per channel means the output channels, whose axis depends on the layer
+    return spec if spec.axis is None else replace(spec, axis=layer.weight_axis)
+
+
+class PreparedModel(nn.Module):
+    """What a model that prepare made is an instance of, beside the user's class."""
