@@ -39,12 +39,12 @@ def calibrate(prepared, batches):
 def finish_calibration(prepared):
     """Turns observers off and fake-quants on, once every observer has seen finite values."""
     fake_quants = named_fake_quants(prepared)
-    unseen = [name for name, fake_quant in fake_quants.items() if not fake_quant.observed]
-    if unseen:
-        raise ValueError(f"calibrate: no batch reached {_list(unseen)}; give batches that run every layer, or keep those layers float")
     broken = [name for name, fake_quant in fake_quants.items() if fake_quant.nonfinite_count]
     if broken:
         raise ValueError(f"calibrate: {_list(broken)} met infinite or NaN values; check the calibration batches and the float model")
+    unseen = [name for name, fake_quant in fake_quants.items() if not fake_quant.observed]
+    if unseen:
+        raise ValueError(f"calibrate: no batch reached {_list(unseen)}; give batches that run every layer, or keep those layers float")
     for fake_quant in fake_quants.values():
         fake_quant.enable_observer(False)
         fake_quant.enable_fake_quant(True)

@@ -9,7 +9,7 @@ from ..fake_quantize import FakeQuantize
 from . import fx_placement, fx_trace, module_placement
 from .batch_norm import freeze_batch_norm
 from .example_run import run_example, unpack
-from .placement import Placement, PreparedModel, Report
+from .placement import RECOMPUTED_BY_HOOK, Placement, PreparedModel, Report
 from .quantized_parameter import extend
 
 __all__ = ["PreparedModel", "Report", "freeze_batch_norm", "prepare", "prepare_qat"]
@@ -21,20 +21,20 @@ def prepare(model, example_inputs, qconfig):
     example_inputs is a tensor, a tuple of arguments or a dict of keyword arguments, as the model takes them; qconfig a QConfig for all layers or a
     QConfigMapping. What was decided for every layer and tensor stands in the result's `torchquant_report`.
     """
-    return _prepare(model, example_inputs, qconfig, fake_quantize=False)
+    return _prepare(model, example_inputs, qconfig, training=False)
 
 
 def prepare_qat(model, example_inputs, qconfig):
     """Like prepare, for training: fake-quants are on from the first step and observers keep watching. Train it like any module."""
-    return _prepare(model, example_inputs, qconfig, fake_quantize=True)
+    return _prepare(model, example_inputs, qconfig, training=True)
 
 
-def _prepare(model, example_inputs, qconfig, *, fake_quantize):
+def _prepare(model, example_inputs, qconfig, *, training):
     _check(model)
     args, kwargs = unpack(example_inputs)
     prepared = copy.deepcopy(model)
     run = run_example(prepared, args, kwargs)
-    placement = Placement(prepared, qconfig)
+    placement = Placement(prepared, qconfig, training)
     _place(placement, run, args, kwargs)
     if not placement.quantizes_anything():
         reasons = "\n".join(f"  {row['name'] or 'the model'}: {row['reason']}" for row in placement.report.rows) or "  it has no layer that TorchQuant knows"
@@ -44,7 +44,7 @@ def _prepare(model, example_inputs, qconfig, *, fake_quantize):
     for module in prepared.modules():
         if isinstance(module, FakeQuantize):
             module.enable_observer(True)
-            module.enable_fake_quant(fake_quantize)
+            module.enable_fake_quant(training)
     return prepared
 
 
@@ -56,6 +56,9 @@ def _check(model):
     for path, module in model.named_modules():
         if isinstance(module, (PreparedModel, FakeQuantize)):
             raise ValueError(f"prepare: the model is prepared already ({path or 'the model itself'} is); prepare the float model")
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                raise ValueError(f"prepare: {path}.{name} is {RECOMPUTED_BY_HOOK}".replace(" .", " "))
 
 
 def _place(placement, run, args, kwargs):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .patterns import COMPUTE_FUNCTIONS
+from .patterns import COMPUTE_FUNCTIONS, compute_layer
 
 
 @dataclass
@@ -90,7 +90,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, model, run):
         super().__init__()
         self.run = run
-        self.running = [""]  # paths of the modules whose forwards are on the stack
+        self.running = [("", model)]  # the modules whose forwards are on the stack, and their paths
         self.owners = {id(parameter): name.rpartition(".") for name, parameter in model.named_parameters()}
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -98,9 +98,10 @@ class _Recorder(TorchFunctionMode):
         if function in COMPUTE_FUNCTIONS:
             data = args[0] if args else kwargs.get("input")
             weight = args[1] if len(args) > 1 else kwargs.get("weight")
-            if id(weight) in self.owners:
+            caller, module = self.running[-1]
+            if id(weight) in self.owners and not compute_layer(module):
                 owner, _, parameter = self.owners[id(weight)]
-                self.run.functional_calls.append(FunctionalCall(self.running[-1], function, owner, parameter, data))
+                self.run.functional_calls.append(FunctionalCall(caller, function, owner, parameter, data))
         return function(*args, **kwargs)
 
 
@@ -111,7 +112,7 @@ def run_example(model, args, kwargs):
 
     def entered(path):
         def hook(module, args, kwargs):
-            recorder.running.append(path)
+            recorder.running.append((path, module))
             run.calls.append(ModuleCall(path, module, args, kwargs))
 
         return hook

@@ -54,7 +54,7 @@ def place(placement, run, scope=""):
         elif isinstance(module, FLOAT_LAYERS):
             placement.report.add(path, "layer", None, f"there is no integer kernel for {type(module).__name__}")
     for call in run.functional_calls:
-        if _within(call.caller, scope) and not (call.caller == call.owner and compute_layer(model.get_submodule(call.owner))):
+        if _within(call.caller, scope):
             _place_functional(placement, inputs, call)
     for _, module in scoped:
         transformer.keep_layers_running(module)

@@ -6,9 +6,13 @@ import torch
 from torch import nn
 
 from ..fake_quantize import FakeQuantize
-from ..qconfig import QConfigMapping, QuantSpec
+from ..qconfig import QuantSpec, as_mapping
 from .patterns import ComputeLayer
 from .quantized_parameter import add_weight_fake_quant
+
+RECOMPUTED_BY_HOOK = (
+    "a plain tensor that a hook recomputes (torch.nn.utils.weight_norm or spectral_norm); use torch.nn.utils.parametrizations instead"
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,9 @@ class Report:
 class Placement:
     """The prepared model while its fake-quants are being placed."""
 
-    def __init__(self, model, qconfig):
-        mapping = qconfig if isinstance(qconfig, QConfigMapping) else QConfigMapping(qconfig)
+    def __init__(self, model, qconfig, training):
         self.model = model
-        self.qconfigs = mapping.resolve(model)  # path -> QConfig or None
+        self.qconfigs = as_mapping(qconfig).resolve(model, training=training)  # path -> QConfig or None
         self.report = Report("torch.fx")
         self._settings = {}
         self._weights = {}  # id of a parameter -> (its fake-quant, the path that got it first)
@@ -86,10 +89,7 @@ class Placement:
     def weight_fake_quant(self, owner, name, parameter, layer, settings):
         """The fake-quant of a parameter, which has seen its values already: weights need no calibration data."""
         if parameter in vars(owner):
-            raise ValueError(
-                f"prepare: {name} is a plain tensor that a hook recomputes (torch.nn.utils.weight_norm or spectral_norm); "
-                "use torch.nn.utils.parametrizations instead"
-            )
+            raise ValueError(f"prepare: {name} is {RECOMPUTED_BY_HOOK}")
         weight = getattr(owner, parameter)
         key = id(owner._parameters.get(parameter, weight))
         spec = _weight_spec(settings.weight, layer, name, weight)
@@ -98,6 +98,7 @@ class Placement:
             fake_quant = FakeQuantize(spec)
             fake_quant.to(weight.device)
             fake_quant.enable_observer(True)
+            fake_quant.enable_fake_quant(False)
             with torch.no_grad():
                 fake_quant(weight)
             self._weights[key] = fake_quant, name
