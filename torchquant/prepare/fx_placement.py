@@ -12,6 +12,7 @@ The rules in terms of the graph:
 """
 
 import re
+from dataclasses import replace
 
 import torch
 from torch import fx, nn
@@ -213,7 +214,7 @@ class _Placer:
         for spec, integer_readers in wanted.items():
             key = self._share_root(node), spec
             if key not in made:
-                made[key] = self._add(container, node, spec)
+                made[key] = self._add(container, node, self._spec_when_shared(node, spec))
             fake_quant = self._insert(node, made[key])
             self._report(fake_quant, node, integer_readers)
             if node in self.integer and spec is next(iter(wanted)):
@@ -225,6 +226,12 @@ class _Placer:
             is_output = any(user.op == "output" for user in readers)
             reason = "it is the model's output" if is_output else "only float operations read it"
             self.placement.report.add(self._describe(node), "activation", None, reason)
+
+    def _spec_when_shared(self, node, spec):
+        """A moving average over several tensors would settle between their ranges and cut the widest one."""
+        members = {*self.shares_with, *self.shares_with.values()}
+        shared = sum(self._share_root(member) is self._share_root(node) for member in members) > 1
+        return replace(spec, observer="min_max") if shared and spec.observer == "moving_average" else spec
 
     def _add(self, container, node, spec):
         name = re.sub(r"\W", "_", self._describe(node))

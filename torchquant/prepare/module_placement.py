@@ -3,18 +3,27 @@
 This is for models that torch.fx cannot trace, and for the insides of torch.nn modules that torch.fx keeps whole (attention, transformer layers).
 """
 
+import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .input_fake_quants import InputFakeQuants
 from .modules import attention, recurrent, transformer
-from .patterns import COMPUTE_FUNCTIONS, FLOAT_LAYERS, compute_layer
+from .patterns import COMPUTE_FUNCTIONS, FLOAT_LAYERS, compute_layer, runs_as
 from .quantized_parameter import add_submodule, extend, functional_input_name
 
 
-class FunctionalInputs(nn.Module):
-    """Mixed into a module whose forward calls F.linear and its like on quantized parameters: fake-quantizes the inputs of those calls."""
+# layers whose forward prepare replaces, unless it is the user's
+_WHOLE = (nn.MultiheadAttention, nn.LSTM, nn.GRU)
 
+
+class FunctionalInputs(nn.Module):
+    """Mixed into a module whose forward calls F.linear and its like on quantized parameters: fake-quantizes the inputs of those calls.
+
+    torch.compile runs such a forward uncompiled, for it cannot follow the mark that a weight carries from its property to the call.
+    """
+
+    @torch.compiler.disable
     def forward(self, *args, **kwargs):
         with _FakeQuantizeInputs():
             return super().forward(*args, **kwargs)
@@ -45,10 +54,12 @@ def place(placement, run, scope=""):
         calls.setdefault(call.path, call)
     scoped = [(path, module) for path, module in model.named_modules() if _within(path, scope)]
     for path, module in scoped:
-        if isinstance(module, nn.MultiheadAttention):
+        if runs_as(module, nn.MultiheadAttention):
             attention.place(placement, inputs, path, module, calls.get(path))
-        elif isinstance(module, (nn.LSTM, nn.GRU)):
+        elif runs_as(module, nn.LSTM) or runs_as(module, nn.GRU):
             recurrent.place(placement, path, module, calls.get(path))
+        elif isinstance(module, _WHOLE):
+            placement.report.add(path, "layer", None, f"{type(module).__name__} has a forward of its own")
         elif compute_layer(module) and not _is_attention_output(model, path):
             _place_layer(placement, inputs, path, module, calls.get(path))
         elif isinstance(module, FLOAT_LAYERS):

@@ -103,9 +103,14 @@ _METHOD_KINDS = {method: kind for kind, methods in _METHODS.items() for method i
 def compute_layer(module):
     """The compute layer that a module is, judged by the forward that it runs: a subclass with a forward of its own is not one."""
     for cls, layer in COMPUTE_MODULES.items():
-        if isinstance(module, cls) and type(module).forward is cls.forward:
+        if runs_as(module, cls):
             return layer
     return None
+
+
+def runs_as(module, cls):
+    """Whether a module is a `cls` that has not been given another forward."""
+    return isinstance(module, cls) and type(module).forward is cls.forward
 
 
 def kind_of_module(module):

@@ -47,7 +47,7 @@ class Placement:
     """The prepared model while its fake-quants are being placed."""
 
     def __init__(self, model, qconfig, training):
-        self.model = model
+        self.model, self.training = model, training
         self.qconfigs = as_mapping(qconfig).resolve(model, training=training)  # path -> QConfig or None
         self.report = Report("torch.fx")
         self._settings = {}
@@ -82,9 +82,19 @@ class Placement:
         """Gives a parameter its fake-quant and makes it read as the fake-quantized value. A parameter that has two owners gets one."""
         owner = self.model.get_submodule(path)
         name = f"{path}.{parameter}" if path else parameter
+        if isinstance(owner, nn.Embedding):
+            self._check_embedding(owner, path)
         fake_quant = self.weight_fake_quant(owner, name, parameter, layer, settings)
         if f"{parameter}_fake_quant" not in owner._modules:
             add_weight_fake_quant(owner, parameter, fake_quant)
+
+    def _check_embedding(self, embedding, path):
+        for setting, wrong in (("max_norm", embedding.max_norm is not None), ("sparse", embedding.sparse and self.training)):
+            if wrong:
+                raise ValueError(
+                    f"prepare: {path or 'the model'}: an Embedding with {setting} cannot read fake-quantized weights; "
+                    "keep it float with QConfigMapping.set_module_name"
+                )
 
     def weight_fake_quant(self, owner, name, parameter, layer, settings):
         """The fake-quant of a parameter, which has seen its values already: weights need no calibration data."""

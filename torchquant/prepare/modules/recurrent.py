@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ...fake_quantize import FakeQuantize
 from ...qconfigs import int8_dynamic
 from ..patterns import ComputeLayer
 from ..placement import LayerSettings
-from ..quantized_parameter import add_submodule, extend, weight_fake_quant_name
+from ..quantized_parameter import add_submodule, extend, recipe_of, weight_fake_quant_name
 
 _MODES = frozenset({"static", "dynamic", "weight_only"})
 
@@ -74,10 +73,10 @@ def _scripted(loop):
 class _QuantizedRecurrent(nn.Module):
     def forward(self, input, hx=None):
         if isinstance(input, PackedSequence):
-            raise TypeError(f"{type(self).__bases__[-1].__name__}: a quantized recurrent layer takes padded tensors, got a PackedSequence")
+            raise TypeError(f"{recipe_of(self).base.__name__}: a quantized recurrent layer takes padded tensors, got a PackedSequence")
         batched = input.dim() == 3
         if input.dim() not in (2, 3):
-            raise ValueError(f"{self._get_name()}: input must be 2-D or 3-D, got {input.dim()}-D")
+            raise ValueError(f"{recipe_of(self).base.__name__}: input must be 2-D or 3-D, got {input.dim()}-D")
         x = (input.transpose(0, 1) if self.batch_first else input) if batched else input.unsqueeze(1)
         states = self._initial_states(x, hx, batched)
         directions = 2 if self.bidirectional else 1
@@ -122,11 +121,10 @@ class _QuantizedRecurrent(nn.Module):
 
     def _weight(self, name):
         # not by a property: torch's own RNN modules keep a list of what getattr gives for their weights
-        fake_quant = self._modules.get(weight_fake_quant_name(name))
-        return self._parameters[name] if fake_quant is None else fake_quant(self._parameters[name])
+        return self._modules[weight_fake_quant_name(name)](getattr(self, name))
 
     def _bias(self, name):
-        return self._parameters.get(name)
+        return getattr(self, name) if self.bias else None
 
 
 class QuantizedLSTM(_QuantizedRecurrent):
@@ -139,6 +137,11 @@ class QuantizedGRU(_QuantizedRecurrent):
     loop = staticmethod(_gru_loop)
 
 
+def _weight_names(module):
+    directions = ("", "_reverse") if module.bidirectional else ("",)
+    return [f"weight_{of}_l{layer}{direction}" for layer in range(module.num_layers) for direction in directions for of in ("ih", "hh")]
+
+
 def place(placement, path, module, call):
     """Quantizes the LSTM or GRU at `path`."""
     kind = "lstm" if isinstance(module, nn.LSTM) else "gru"
@@ -149,18 +152,20 @@ def place(placement, path, module, call):
     settings = placement.settings(path, layer)
     if settings is None:
         return
-    if getattr(module, "proj_size", 0):
-        raise ValueError(f"prepare: {path or 'the model'}: an LSTM with proj_size is not supported; keep it float with QConfigMapping.set_module_name")
+    if module.proj_size:
+        raise ValueError(
+            f"prepare: {path or 'the model'}: an LSTM with proj_size is not supported; keep it float with QConfigMapping.set_module_name"
+        )
     activation = settings.activation
     if settings.mode == "static":
         activation = int8_dynamic().activation
         settings = LayerSettings("dynamic", activation, settings.weight)
     prefix = f"{path}." if path else ""
-    for name in list(module._parameters):
-        if name.startswith("weight_"):
-            fake_quant = placement.weight_fake_quant(module, f"{prefix}{name}", name, layer, settings)
-            add_submodule(module, weight_fake_quant_name(name), fake_quant)
+    for name in _weight_names(module):
+        fake_quant = placement.weight_fake_quant(module, f"{prefix}{name}", name, layer, settings)
+        add_submodule(module, weight_fake_quant_name(name), fake_quant)
     if activation is not None:
-        add_submodule(module, "activation_fake_quant", FakeQuantize(activation))
-        placement.report.add(f"{prefix}activation_fake_quant", "activation", f"{prefix}activation_fake_quant", f"inputs and hidden state of {kind}, per row at run time")
+        add_submodule(module, "activation_fake_quant", placement.new_activation(activation))
+        name = f"{prefix}activation_fake_quant"
+        placement.report.add(name, "activation", name, f"inputs and hidden state of {kind}, per row at run time")
     extend(module, mixin=QuantizedLSTM if kind == "lstm" else QuantizedGRU)
