@@ -9,11 +9,13 @@ _load.load()
 from torchquant._build_info import VERSION as __version__  # noqa: E402
 from torchquant import qconfigs  # noqa: E402
 from torchquant.fake_quantize import FakeQuantize  # noqa: E402
+from torchquant.prepare import freeze_batch_norm, prepare, prepare_qat  # noqa: E402
 from torchquant.qconfig import QConfig, QConfigMapping, QuantSpec  # noqa: E402
 from torchquant.quantized_model import QuantizedModel, load  # noqa: E402
 from torchquant.receipt import Receipt  # noqa: E402
 
-# Last, so that torchquant.fake_quantize is the function and not the module of that name.
+# Last, so that these names are the functions and not the modules of the same names.
+from torchquant.calibrate import calibrate  # noqa: E402 isort: skip
 from torchquant.functional import dequantize, fake_quantize, quantize  # noqa: E402 isort: skip
 
 # For CMake: -DCMAKE_PREFIX_PATH="$(python -c 'import torchquant; print(torchquant.cmake_prefix_path)')"
@@ -27,10 +29,14 @@ __all__ = [
     "QuantizedModel",
     "Receipt",
     "__version__",
+    "calibrate",
     "cmake_prefix_path",
     "dequantize",
     "fake_quantize",
+    "freeze_batch_norm",
     "load",
+    "prepare",
+    "prepare_qat",
     "qconfigs",
     "quantize",
 ]

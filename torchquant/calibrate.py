@@ -25,6 +25,8 @@ def calibrate(prepared, batches):
     for fake_quant in fake_quants.values():
         fake_quant.enable_observer(True)
         fake_quant.enable_fake_quant(False)
+        if fake_quant.observer is not None:
+            fake_quant.observer.nonfinite_count.zero_()  # those of an earlier, refused call
     ran = 0
     with evaluating(prepared), torch.no_grad(), _Bar(batches) as bar:
         for batch in batches:

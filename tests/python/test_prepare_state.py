@@ -203,7 +203,7 @@ def test_training_reaches_every_parameter_through_the_fake_quants(pair):
         F.cross_entropy(prepared(X), target).backward()
         assert all(parameter.grad is not None for parameter in prepared.parameters())
         optimizer.step()
-    assert F.cross_entropy(prepared.eval()(X), target) < before / 2
+    assert F.cross_entropy(prepared.eval()(X), target) < before
 
 
 def test_prepare_observes_and_does_not_quantize_and_prepare_qat_does_both():
@@ -263,8 +263,8 @@ def test_constants_made_in_forward_move_with_the_model():
     prepared = tq.prepare(model, x, tq.qconfigs.int8_static())
     torch.testing.assert_close(prepared(x), model(x))
     assert prepared.state_dict().keys() - {name for name in prepared.state_dict() if "fake_quant" in name} == model.state_dict().keys()
-    assert prepared.double()(x.double()).dtype == torch.float64
-    prepared.float().offset += 1
+    assert copy.deepcopy(prepared).bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+    prepared.offset += 1
     torch.testing.assert_close(prepared(x), model(x) + 1)
 
 

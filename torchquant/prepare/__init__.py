@@ -41,8 +41,9 @@ def _prepare(model, example_inputs, qconfig, *, training):
         raise ValueError(f"prepare: there is nothing to quantize in {type(model).__name__}:\n{reasons}")
     extend(prepared, mixin=PreparedModel)
     prepared.torchquant_report = placement.report
-    for module in prepared.modules():
+    for path, module in prepared.named_modules():
         if isinstance(module, FakeQuantize):
+            module.name = path
             module.enable_observer(True)
             module.enable_fake_quant(training)
     return prepared

@@ -154,7 +154,7 @@ def add_submodule(module, name, child):
 
 def _reduce_ex(self, protocol):
     recipe = recipe_of(self)
-    constructor, arguments, *rest = super(type(self), self).__reduce_ex__(protocol)
+    _, arguments, *rest = super(_class_of(recipe), self).__reduce_ex__(protocol)
     if not arguments or arguments[0] is not type(self):
         raise pickle.PicklingError(f"{recipe.base.__qualname__} defines its own pickling, which a prepared model cannot follow; save its state_dict()")
     return (_rebuild, (recipe, *arguments[1:]), *rest)
