@@ -111,6 +111,7 @@ class Placement:
             fake_quant.enable_fake_quant(False)
             with torch.no_grad():
                 fake_quant(weight)
+            fake_quant.update_qparams()
             self._weights[key] = fake_quant, name
         elif fake_quant.spec != spec:
             raise ValueError(f"prepare: {first} and {name} are one parameter, so they need one QConfig; got {fake_quant.spec} and {spec}")
