@@ -1,0 +1,106 @@
+"""What the Python benchmarks share: peers in processes of their own, alternated in short bursts, and JSON results."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pathlib
+import platform
+import sys
+import time
+import traceback
+
+RESULTS = pathlib.Path(__file__).resolve().parent / "results"
+
+
+def _serve(connection, make_burst, arguments) -> None:
+    """Child process: builds the peer once, then runs one burst per request."""
+    try:
+        burst = make_burst(*arguments)
+        connection.send(("ready", None))
+        while connection.recv():
+            connection.send(("burst", burst()))
+    except EOFError:
+        pass
+    except BaseException:
+        connection.send(("error", traceback.format_exc()))
+
+
+class PeerProcesses:
+    """Runs each peer in its own process (thread pools of two libraries slow one another), one at a time.
+
+    `peers` maps a name to (make_burst, arguments); make_burst(*arguments) is called once in the child and returns a
+    function without arguments whose result, one per burst, must be picklable.
+    """
+
+    def __init__(self, peers):
+        self._context = multiprocessing.get_context("spawn")
+        self._peers = peers
+        self._running = {}
+
+    def __enter__(self):
+        for name, (make_burst, arguments) in self._peers.items():
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(theirs, make_burst, arguments), daemon=True)
+            process.start()
+            theirs.close()
+            self._running[name] = (process, ours)
+            self._receive(name)  # one at a time: a peer that warms up while another does would disturb it
+        return self
+
+    def __exit__(self, *exception):
+        for process, connection in self._running.values():
+            connection.close()
+            process.join(timeout=10)
+            process.terminate()
+
+    def _receive(self, name):
+        try:
+            kind, value = self._running[name][1].recv()
+        except EOFError:
+            raise RuntimeError(f"peer {name} ended without an answer") from None
+        if kind == "error":
+            raise RuntimeError(f"peer {name} failed:\n{value}")
+        return value
+
+    def alternate(self, rounds: int):
+        """One burst of every peer in turn, `rounds` times: {name: [result of each burst]}."""
+        results = {name: [] for name in self._running}
+        for _ in range(rounds):
+            for name, (_, connection) in self._running.items():
+                connection.send(True)
+                results[name].append(self._receive(name))
+        return results
+
+
+def cpu_name() -> str:
+    try:
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def write_result(name: str, setup: dict, rows: list) -> pathlib.Path:
+    """Writes benchmarks/results/<name>.json with what is needed to read and to repeat it."""
+    import torch
+
+    import torchquant
+
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    document = {
+        "command": " ".join(["python", f"benchmarks/{pathlib.Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": cpu_name(),
+        "isa": torchquant._C.selected_isa(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "setup": setup,
+        "rows": rows,
+    }
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    print(f"written: {path.relative_to(RESULTS.parent.parent)}")
+    return path
