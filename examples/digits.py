@@ -103,8 +103,8 @@ def quantize_all(float_model, train_images, train_labels):
     models["int8 PTQ"] = tq.convert(prepared, example)
 
     for name, qconfig in (
-        ("int8 QAT", tq.qconfigs.int8_static_qat()),
-        ("int4-weight QAT", tq.qconfigs.int8_static_qat(weight_bits=4)),
+        ("int8 QAT", tq.qconfigs.int8_static()),
+        ("int4-weight QAT", tq.qconfigs.int4_weight_static()),
     ):
         prepared = tq.prepare_qat(float_model, example, qconfig)
         train(prepared, train_images, train_labels, QAT_EPOCHS, 1e-3)

@@ -1,0 +1,67 @@
+"""Draws the README's tables from benchmarks/results/*.json, so that every number in it is one that a command prints.
+
+    python benchmarks/readme.py            # rewrite README.md
+    python benchmarks/readme.py --check    # exit 1 if README.md is not what the results say
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
+
+
+def read(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def where(result: dict) -> str:
+    return f"{result['cpu']}, {result['isa']}, {result['threads']} threads, torch {result['torch']}; `{result['command']}`"
+
+
+def markdown(heading: tuple, rows: list) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)
+
+
+def fake_quantize_section() -> str:
+    result = read("fake_quantize_cpu")
+    rows = [
+        (row["operation"], f"{row['elements']:,}", row["peer"], f"{row['ratio']:.1f}×") for row in result["rows"]
+    ]
+    return f"**Training ops against torch's own**, fp32 per tensor ({where(result)}):\n\n" + markdown(
+        ("operation", "elements", "compared with", "faster by"), rows
+    )
+
+
+def qat_step_section() -> str:
+    result = read("qat_step_cpu")
+    rows = [(row["peer"], f"{row['median_ms']:.0f} ms", f"{row['ratio_to_fp32']:.2f}×") for row in result["rows"]]
+    return f"**A ResNet-18 training step**, batch 16 at 112×112 ({where(result)}):\n\n" + markdown(
+        ("", "median", "of fp32"), rows
+    )
+
+
+def render() -> str:
+    return "\n".join([fake_quantize_section(), qat_step_section()])
+
+
+def main() -> int:
+    path = ROOT / "README.md"
+    text = path.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    updated = before + BEGIN + render() + END + after
+    if "--check" in sys.argv[1:]:
+        if updated != text:
+            print("README.md is not what benchmarks/results/ says; run: python benchmarks/readme.py")
+        return int(updated != text)
+    path.write_text(updated)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
