@@ -27,13 +27,23 @@ def markdown(heading: tuple, rows: list) -> str:
     return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)
 
 
+CASES = {
+    "forward": "fake_quantize",
+    "forward_backward": "fake_quantize, forward + backward",
+    "learnable": "learnable scale and zero point, forward + backward",
+    "fused_observe": "fused observe + fake-quantize",
+}
+
+
 def fake_quantize_section() -> str:
     result = read("fake_quantize_cpu")
-    rows = [
-        (row["operation"], f"{row['elements']:,}", row["peer"], f"{row['ratio']:.1f}×") for row in result["rows"]
-    ]
+    rows = []
+    for row in result["rows"]:
+        clone = f"{row['times_clone']:.2f}" if "times_clone" in row else ""
+        times = [f"{row['median_us'][peer]:,.0f} µs" for peer in ("torchquant", "torch")]
+        rows.append((CASES[row["case"]], f"{row['elements']:,}", *times, f"{row['times_faster_than_torch']:.1f}×", clone))
     return f"**Training ops against torch's own**, fp32 per tensor ({where(result)}):\n\n" + markdown(
-        ("operation", "elements", "compared with", "faster by"), rows
+        ("op", "elements", "TorchQuant", "torch", "faster by", "time / `x.clone()`"), rows
     )
 
 
