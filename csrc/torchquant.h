@@ -7,6 +7,9 @@
 
 #include "archive/archive.h"
 #include "archive/receipt.h"
+#include "nn/fake_quantize.h"
+#include "nn/layers.h"
+#include "nn/trace.h"
 #include "runtime/load.h"
 #include "runtime/measure.h"
 #include "runtime/tensor_file.h"

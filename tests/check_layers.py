@@ -28,7 +28,7 @@ UMBRELLA = "torchquant.h"  # names every layer, so that users need name none
 RESTRICTED = [
     (r"(torch|ATen|c10|caffe2)/", set(ALLOWED) - {"numerics", "kernels"}, "this layer runs without Torch"),
     (r"torch/(torch|extension)\.h$|ATen/ATen\.h$", {"nn", "python"}, "it costs a minute to compile: include narrow headers"),
-    (r"torch/(script\.h|csrc/jit/)", {"archive", "convert", "runtime", "python"}, "TorchScript belongs to convert and runtime"),
+    (r"torch/(script\.h|csrc/jit/)", {"archive", "convert", "nn", "runtime", "python"}, "TorchScript belongs to nn (tracing), convert and runtime"),
     (r"torch/csrc/jit/python/|torch/csrc/utils/pybind|pybind11/|Python\.h", {"python"}, "the library never needs libpython"),
 ]
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]')

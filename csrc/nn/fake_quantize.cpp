@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "ops/observe.h"
 #include "ops/ops.h"
 
 namespace torchquant::nn {
