@@ -16,7 +16,7 @@ FakeQuantize weight_fake_quantize(const torch::Tensor& weight, int64_t weight_bi
 }
 
 template <size_t D>
-void check_padding_mode(const char* layer, const torch::nn::ConvOptions<D>& options) {
+void check_padding_mode(const char* layer, const torch::nn::detail::ConvNdOptions<D>& options) {
   TORCH_CHECK(std::holds_alternative<torch::enumtype::kZeros>(options.padding_mode()), layer,
               ": padding_mode must be zeros, the only one that integer convolution has");
 }
