@@ -3,7 +3,7 @@
 // everywhere; libm's exp, tanh and erf differ from machine to machine.
 //
 // Polynomials: weighted least squares, reweighted until the error is level (Lawson), each coefficient rounded to fp32
-// before the next is fitted. Largest errors against fp64 (tests/cpp/quantized_activation_test.cpp holds them):
+// before the next is fitted. Largest errors against fp64 (tests/cpp/numerics/quantized_activation_test.cpp):
 //   exp        relative 1.0e-7      where the result is a normal number
 //   sigmoid    relative 2.0e-7      x >= -87
 //   tanh       relative 1.6e-7

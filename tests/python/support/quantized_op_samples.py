@@ -1,0 +1,126 @@
+"""Sample calls of the integer ops; see op_samples.py, which imports this module."""
+
+import torch
+from support.op_samples import call, samples_of
+
+OUTPUT = {"output_zero_point": 7, "output_dtype": torch.uint8}
+CONV_2D = {"kernel_size": [3, 3], "stride": [2, 1], "padding": [1, 1], "dilation": [1, 1], "output_padding": [0, 0]}
+CONV_1D = {"kernel_size": [3], "stride": [1], "padding": [1], "dilation": [2], "output_padding": [0]}
+
+
+def codes(*shape, dtype=torch.uint8):
+    return torch.randint(0, 256, shape).to(torch.uint8).view(dtype)
+
+
+def int8_weight(*shape):
+    return torch.randint(-127, 128, shape).to(torch.int8)
+
+
+def scaling(channels):
+    return torch.rand(channels) * 1e-2, torch.randn(channels)
+
+
+@samples_of("quantized_conv")
+def quantized_conv():
+    nhwc = codes(2, 4, 8, 6).to(memory_format=torch.channels_last)
+    return [
+        call(codes(2, 4, 8, 6), int8_weight(6, 4, 3, 3), *scaling(6), **CONV_2D, x_zero_point=100, **OUTPUT),
+        call(
+            nhwc, int8_weight(6, 2, 3, 3), *scaling(6), codes(2, 6, 4, 6, dtype=torch.int8), **CONV_2D, groups=2,
+            x_zero_point=100, residual_multiplier=0.5, activation="silu", output_scale=0.1, **OUTPUT,
+        ),
+        call(codes(2, 5, 9), codes(4, 8), *scaling(4), **CONV_1D, x_zero_point=0, weight_bits=4, weight_quant_min=-8, **OUTPUT),
+        call(codes(1, 4, 5, 5), int8_weight(4, 3, 3, 3), *scaling(3), **CONV_2D, transposed=True, x_zero_point=3, output_dtype=torch.float32),
+        call(codes(0, 4, 8, 6), int8_weight(6, 4, 3, 3), *scaling(6), **CONV_2D, x_zero_point=100, **OUTPUT),
+    ]
+
+
+@samples_of("quantized_linear")
+def quantized_linear():
+    return [
+        call(codes(5, 8), int8_weight(3, 8), *scaling(3), x_zero_point=100, **OUTPUT),
+        call(codes(2, 5, 7), codes(3, 4), *scaling(3), codes(2, 5, 3), x_zero_point=1, weight_bits=4, weight_quant_min=-8, **OUTPUT),
+        call(codes(8, dtype=torch.int8), int8_weight(3, 8), *scaling(3), x_zero_point=-5, output_dtype=torch.bfloat16),
+        call(codes(0, 8), int8_weight(3, 8), *scaling(3), x_zero_point=100, **OUTPUT),
+    ]
+
+
+@samples_of("quantized_linear_dynamic")
+def quantized_linear_dynamic():
+    return [
+        call(torch.randn(2, 5, 8), int8_weight(3, 8), torch.rand(3), torch.randn(3)),
+        call(torch.randn(5, 8).half(), int8_weight(3, 8), torch.rand(3), activation="gelu"),
+    ]
+
+
+@samples_of("quantized_linear_weight_only")
+def quantized_linear_weight_only():
+    return [
+        call(torch.randn(2, 5, 8), int8_weight(3, 8), torch.rand(3), None, torch.randn(3)),
+        call(
+            torch.randn(5, 8).bfloat16(), codes(3, 4), torch.rand(3, 2), torch.ones(3, 2), weight_bits=4,
+            weight_quant_min=0, group_size=4,
+        ),
+    ]
+
+
+@samples_of("quantized_embedding")
+def quantized_embedding():
+    indices = torch.randint(0, 9, (2, 3))
+    return [
+        call(indices, int8_weight(9, 6), torch.rand(9), embedding_dim=6, output_dtype=torch.float32),
+        call(
+            indices.int(), codes(9, 3), torch.rand(9, 2), torch.zeros(9, 2), weight_bits=4, weight_quant_min=-8,
+            embedding_dim=6, group_size=3, output_dtype=torch.float16,
+        ),
+    ]
+
+
+@samples_of("quantized_add")
+def quantized_add():
+    factors = {"a_multiplier": 0.5, "a_zero_point": 3, "b_multiplier": 0.7, "b_zero_point": 9}
+    return [
+        call(codes(2, 3, 4, 5), codes(2, 3, 4, 5), **factors, **OUTPUT),
+        call(codes(2, 3, 4, 5).to(memory_format=torch.channels_last), codes(3, 1, 1), **factors, **OUTPUT),
+    ]
+
+
+@samples_of("quantized_mul")
+def quantized_mul():
+    factors = {"multiplier": 0.01, "a_zero_point": 3, "b_zero_point": 9}
+    return [call(codes(3, 1), codes(1, 4), **factors, **OUTPUT), call(codes(4), codes(4), **factors, output_dtype=torch.half)]
+
+
+@samples_of("quantized_lookup")
+def quantized_lookup():
+    nhwc = codes(2, 3, 4, 5, dtype=torch.int8).to(memory_format=torch.channels_last)
+    return [
+        call(codes(2, 7), codes(256), table_min=0, output_dtype=torch.uint8),
+        call(nhwc, torch.randn(256), table_min=-128, output_dtype=torch.float32),
+        call(codes(6, 8)[:, ::2], codes(256), table_min=0, output_dtype=torch.uint8),
+    ]
+
+
+POOL = {"kernel_size": [3, 2], "stride": [2, 2], "padding": [1, 1]}
+REQUANTIZE = {"x_zero_point": 5, "multiplier": 0.9, **OUTPUT}
+
+
+@samples_of("quantized_max_pool")
+def quantized_max_pool():
+    return [
+        call(codes(2, 3, 8, 7), **POOL, dilation=[1, 1], ceil_mode=True, pad_value=0),
+        call(codes(2, 3, 8), kernel_size=[2], stride=[2], padding=[0], dilation=[1], pad_value=0),
+    ]
+
+
+@samples_of("quantized_avg_pool")
+def quantized_avg_pool():
+    return [
+        call(codes(2, 3, 8, 7), **POOL, ceil_mode=True, **REQUANTIZE),
+        call(codes(2, 3, 8), kernel_size=[2], stride=[2], padding=[0], divisor_override=3, **REQUANTIZE),
+    ]
+
+
+@samples_of("quantized_adaptive_avg_pool")
+def quantized_adaptive_avg_pool():
+    return [call(codes(2, 3, 8, 7), output_size=[1, 1], **REQUANTIZE), call(codes(2, 3, 8), output_size=[3], **REQUANTIZE)]
