@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support import quantized_op_samples  # noqa: F401  (registers the samples of the integer ops)
 from support.op_samples import SAMPLES
 
 import torchquant  # noqa: F401

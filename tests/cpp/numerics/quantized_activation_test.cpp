@@ -1,7 +1,5 @@
 // The activation polynomials: their stated errors against fp64 over the whole range, their special values, and a
 // checksum of their bits, which must be the same on every machine.
-#include "numerics/activation.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -10,6 +8,8 @@
 #include <limits>
 #include <string>
 #include <vector>
+
+#include "numerics/activation.h"
 
 namespace torchquant::numerics {
 namespace {

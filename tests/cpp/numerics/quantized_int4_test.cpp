@@ -1,9 +1,9 @@
 // Two codes a byte: every pair of codes, both offsets, odd counts.
-#include "numerics/int4.h"
-
 #include <gtest/gtest.h>
 
 #include <vector>
+
+#include "numerics/int4.h"
 
 namespace torchquant::numerics {
 namespace {

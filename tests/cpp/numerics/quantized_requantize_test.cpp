@@ -1,11 +1,11 @@
 // From an accumulator to an output code: each step's rounding, every tie and every saturation by name.
-#include "numerics/requantize.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstdint>
 #include <limits>
+
+#include "numerics/requantize.h"
 
 namespace torchquant::numerics {
 namespace {

@@ -1,18 +1,20 @@
 // 4-bit weights as tensors: round trips of convolution and linear shapes, and refusals.
-#include "ops/int4_weight.h"
-
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/randint.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "ops/int4_weight.h"
+
 namespace torchquant::ops {
 namespace {
 
 using testing::HasSubstr;
 
-at::Tensor random_codes(at::IntArrayRef shape) { return at::randint(-8, 8, shape, at::TensorOptions().dtype(at::kChar)); }
+at::Tensor random_codes(at::IntArrayRef shape) {
+  return at::randint(-8, 8, shape, at::TensorOptions().dtype(at::kChar));
+}
 
 TEST(Int4Weight, RoundTripsAlongTheFlattenedRest) {
   for (const auto& shape : std::vector<std::vector<int64_t>>{{5, 7}, {4, 8}, {6, 3, 3, 3}, {2, 1, 5}, {3}}) {
@@ -37,8 +39,11 @@ TEST(Int4Weight, NamesACodeThatDoesNotFit) {
 
 TEST(Int4Weight, NamesAShapeThatDoesNotFit) {
   const at::Tensor packed = pack_int4(random_codes({4, 4}), -8);
-  EXPECT_THAT([&] { unpack_int4(packed, {4, 5}, -8); },
-              testing::ThrowsMessage<c10::Error>(HasSubstr("packed must have shape [4, 3]")));
+  EXPECT_THAT(
+      [&] {
+        unpack_int4(packed, {4, 5}, -8);
+      },
+      testing::ThrowsMessage<c10::Error>(HasSubstr("packed must have shape [4, 3]")));
 }
 
 }  // namespace

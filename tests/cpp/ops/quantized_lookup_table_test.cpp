@@ -1,12 +1,12 @@
 // The tables of quantized_lookup against values worked out by hand and against the formula.
-#include "ops/lookup_table.h"
-
 #include <ATen/core/Tensor.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <limits>
+
+#include "ops/lookup_table.h"
 
 namespace torchquant::ops {
 namespace {

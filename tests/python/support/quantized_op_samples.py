@@ -1,4 +1,4 @@
-"""Sample calls of the integer ops; see op_samples.py, which imports this module."""
+"""Sample calls of the integer ops; see op_samples.py. test_ops_opcheck.py imports this module."""
 
 import torch
 from support.op_samples import call, samples_of
