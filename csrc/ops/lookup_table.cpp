@@ -53,7 +53,7 @@ double output_value(double y, const LookupOutput& output) {
 }
 
 void check_scale(const char* name, float scale) {
-  TORCH_CHECK(std::isfinite(scale) && scale > 0.0f, kWho, ": ", name, " must be finite and > 0, got ", scale);
+  TORCH_CHECK(numerics::valid_scale(scale), kWho, ": ", name, " must be finite and > 0, got ", scale);
 }
 
 }  // namespace

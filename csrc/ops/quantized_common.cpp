@@ -62,8 +62,8 @@ kernels::ActivationSpec activation_spec(const char* op, std::string_view activat
 
 kernels::OutputSpec output_spec(const char* op, const OutputArgs& args) {
   check_output_dtype(op, args.dtype);
-  TORCH_CHECK(std::isfinite(args.scale) && static_cast<float>(args.scale) > 0.0f, op,
-              ": output_scale must be finite and > 0, got ", args.scale);
+  TORCH_CHECK(numerics::valid_scale(static_cast<float>(args.scale)), op,
+              ": output_scale must be finite and > 0, with a finite reciprocal, got ", args.scale);
   const auto activation = activation_spec(op, args.activation, args.activation_args, args.scale);
   const kernels::QRange range{static_cast<float>(args.quant_min), static_cast<float>(args.quant_max)};
   if (!is_code_type(args.dtype)) {
@@ -169,7 +169,6 @@ std::vector<c10::SymInt> check_linear(const char* op, const at::Tensor& x, const
   TORCH_CHECK(weight.dim() == 2 && weight.sym_size(1) == columns && weight.sym_size(0) >= 1, op,
               ": weight must have shape [N, ", columns, "] for weight_bits ", bits, " and x of shape ", x.sym_sizes(),
               ", got ", weight.sym_sizes());
-  check_depth(op, x.sym_size(-1));
   std::vector<c10::SymInt> sizes = x.sym_sizes().vec();
   sizes.back() = weight.sym_size(0);
   return sizes;

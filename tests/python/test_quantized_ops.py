@@ -383,6 +383,12 @@ def test_weight_only_within_its_error_bound(bits, quant_min, group_size, with_ze
     assert ((out.double() - exact).abs() <= bound).all()
 
 
+def test_weight_only_has_no_largest_depth():
+    """It sums in floating point, so the bound of the integer products does not apply."""
+    x, weight = torch.ones(1, 66312), torch.ones(2, 66312, dtype=torch.int8)
+    assert ops.quantized_linear_weight_only(x, weight, torch.ones(2)).tolist() == [[66312.0, 66312.0]]
+
+
 @pytest.mark.parametrize("bits,quant_min", [(8, -128), (4, -8), (4, 0)])
 @pytest.mark.parametrize("group_size", [None, 3])
 @pytest.mark.parametrize("with_zero_point", [False, True])
