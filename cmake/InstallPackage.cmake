@@ -12,6 +12,15 @@ write_basic_package_version_file(TorchQuantConfigVersion.cmake COMPATIBILITY Sam
 install(FILES "${CMAKE_CURRENT_BINARY_DIR}/TorchQuantConfig.cmake" "${CMAKE_CURRENT_BINARY_DIR}/TorchQuantConfigVersion.cmake"
         DESTINATION ${package_dir})
 
+# Where TorchQuantConfig.cmake looks for torch first: beside the package, as in site-packages. A source tree has none there, so
+# the package in it, which never leaves this machine, remembers the torch of its build.
+set(source_package "${CMAKE_CURRENT_SOURCE_DIR}/torchquant")
+install(CODE "
+  if(CMAKE_INSTALL_PREFIX STREQUAL \"${source_package}\")
+    file(CONFIGURE OUTPUT \"${source_package}/${package_dir}/TorchOfBuild.cmake\"
+         CONTENT \"set(torchquant_torch \\\"${TORCH_INSTALL_PREFIX}\\\")\\n\")
+  endif()")
+
 if(TARGET torchquant_cuda)
   set(build_info_cuda True)
   set(build_info_cuda_architectures "${TORCHQUANT_CUDA_ARCHITECTURES}")

@@ -112,12 +112,11 @@ def install(prefix: Path) -> None:
 
 def build_examples() -> None:
     """Builds each C++ example as a user does: a project of its own that finds the installed TorchQuant."""
-    torch = torch_distribution().locate_file("torch/share/cmake")
     for example in sorted(path.parent for path in (SOURCE_DIR / "cpp_examples").glob("*/CMakeLists.txt")):
         directory = build_dir() / "cpp_examples" / example.name
         if not (directory / "build.ninja").exists():
             _run(tool("cmake"), "-S", example, "-B", directory, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
-                 "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_PREFIX_PATH={PACKAGE_DIR / 'share' / 'cmake'};{torch}")
+                 "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_PREFIX_PATH={PACKAGE_DIR / 'share' / 'cmake'}")
         _run(tool("cmake"), "--build", directory)
 
 
