@@ -20,6 +20,8 @@ VENV = SOURCE_DIR / ".venv"
 REQUIREMENTS = SOURCE_DIR / "requirements.txt"
 # Packages whose module has another name.
 MODULES = {"scikit-learn": "sklearn", "nlohmann-json": "nlohmann_json"}
+# Packages that are programs: the system's own will do.
+TOOLS = {"cmake", "ninja"}
 
 
 def compiler_sees(header: str) -> bool:
@@ -78,7 +80,7 @@ def check_environment(python: str) -> None:
     result = subprocess.run([python, "-c", code, *modules.values()], text=True, capture_output=True)
     if result.returncode != 0:
         raise SystemExit(f"TORCHQUANT_PYTHON={python} does not run: {result.stderr.strip()}")
-    absent = result.stdout.split()
+    absent = [module for module in result.stdout.split() if module not in TOOLS or shutil.which(module) is None]
     if absent:
         wanted = " ".join(requirement for requirement, module in modules.items() if module in absent)
         raise SystemExit(f"TORCHQUANT_PYTHON={python} lacks {', '.join(absent)}. Run this, then call make again:\n"

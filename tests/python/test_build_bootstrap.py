@@ -1,0 +1,60 @@
+"""scripts/bootstrap.py: what it says where it may not install, and that a prepared machine costs nothing."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BOOTSTRAP = ROOT / "scripts" / "bootstrap.py"
+
+_spec = importlib.util.spec_from_file_location("bootstrap", BOOTSTRAP)
+bootstrap = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(bootstrap)
+
+
+@pytest.fixture
+def no_apt(monkeypatch):
+    """A user without sudo on a machine without GoogleTest."""
+    monkeypatch.setattr(bootstrap.os, "geteuid", lambda: 1000)
+    which = bootstrap.shutil.which
+    monkeypatch.setattr(bootstrap.shutil, "which", lambda name: None if name == "sudo" else which(name))
+    monkeypatch.setattr(bootstrap, "compiler_sees", lambda header: False)
+
+
+def test_prints_the_exact_apt_line_where_it_may_not_install(no_apt):
+    with pytest.raises(SystemExit, match=r"\n  sudo apt-get install -y libgtest-dev libgmock-dev$"):
+        bootstrap.install_system_packages("test", sys.executable, needs_venv=False)
+
+
+def test_asks_only_for_what_the_target_needs(no_apt):
+    bootstrap.install_system_packages("build", sys.executable, needs_venv=False)
+    assert "libbenchmark-dev" in bootstrap.missing_system_packages("bench", sys.executable, needs_venv=False)
+
+
+def test_a_missing_compiler_is_asked_for_first(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert bootstrap.missing_system_packages("test", sys.executable, needs_venv=True) == ["g++"]
+
+
+def test_the_compiler_is_asked_for_headers():
+    assert bootstrap.compiler_sees("vector")
+    assert not bootstrap.compiler_sees("no/such/header.h")
+
+
+def test_a_given_environment_without_torch_is_named_and_left_alone(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], check=True)
+    python = tmp_path / "bin" / "python"
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as error:
+        bootstrap.check_environment(str(python))
+    message = str(error.value)
+    assert message.startswith(f"TORCHQUANT_PYTHON={python} lacks torch, torchvision, ")
+    assert f"\n  {python} -m pip install torch==" in message and "nlohmann-json==" in message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_every_requirement_is_pinned():
+    assert all("==" in requirement for requirement in bootstrap.requirements())
