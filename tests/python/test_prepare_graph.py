@@ -183,6 +183,24 @@ def test_functional_calls_on_parameters_are_layers():
     assert not torch.equal(prepared.kernel, model.kernel) and torch.equal(prepared._parameters["kernel"], model.kernel)
 
 
+@pytest.mark.parametrize("traceable", [True, False])
+def test_layers_in_disguise_are_reported(traceable):
+    class Disguised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.weight = nn.Linear(4, 4), nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x):
+            if not traceable and x.sum() > 1e9:
+                return x
+            return F.linear(self.fc(x), self.weight * 2) @ self.weight
+
+    prepared = prepare(Disguised(), torch.randn(2, 4))
+    reasons = kept_float(prepared)
+    assert reasons["linear"] == "the weight of this linear is not a parameter itself"
+    assert "with a parameter has no integer kernel; F.linear has one" in reasons["weight"]
+
+
 def test_transposed_convolutions_quantize_along_their_output_channels():
     model = nn.Sequential(nn.ConvTranspose2d(4, 6, 2, groups=2), nn.ConvTranspose1d(6, 5, 2))
     assert nn.ConvTranspose2d(4, 6, 2, groups=2).weight.shape == (4, 3, 2, 2)
@@ -259,6 +277,33 @@ def test_a_layer_without_a_kernel_for_its_qconfig_says_so():
 def test_group_size_must_divide_the_layer():
     with pytest.raises(ValueError, match=r"0\.weight: group_size=128 does not divide its last dimension, 100"):
         prepare(nn.Sequential(nn.Linear(100, 4)), torch.randn(1, 100), qconfig=tq.qconfigs.int4_weight_only())
+
+
+def test_learned_scales_train():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(8, 4)
+    prepared = tq.prepare_qat(model, x, tq.qconfigs.learned())
+    prepared(x).square().mean().backward()
+    learned = {name for name, parameter in prepared.named_parameters() if name.endswith("scale") and parameter.grad is not None}
+    assert learned == {f"{row['fake_quant']}.scale" for row in prepared.torchquant_report.rows if row["fake_quant"]}
+
+
+def test_branches_of_a_concatenation_keep_the_widest_range_in_training():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.c(torch.cat([self.a(x), self.b(x)], 1))
+
+    model, x = Branches(), torch.randn(8, 4)
+    with torch.no_grad():
+        model.b.weight.mul_(100)
+    prepared = tq.prepare_qat(model, x, tq.qconfigs.int8_static())
+    prepared(x)
+    y = model.b(x)
+    fake_quant = prepared.activation_fake_quants.a
+    torch.testing.assert_close(fake_quant.scale * 255, (y.max() - y.min()).view(1), rtol=0.05, atol=0)
 
 
 def test_tensors_with_two_specs_have_a_fake_quant_for_each():

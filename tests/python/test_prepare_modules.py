@@ -320,6 +320,35 @@ def test_recurrent_layers_refuse_what_they_cannot_run():
         prepare(nn.LSTM(6, 8, proj_size=4), torch.randn(5, 3, 6))
 
 
+def test_subclasses_with_a_forward_of_their_own_keep_it():
+    class Mine(nn.LSTM):
+        def forward(self, x):
+            return super().forward(x)[0] * 2
+
+    model, x = nn.Sequential(Mine(6, 8), nn.Linear(8, 2)), torch.randn(5, 3, 6)
+    prepared = prepare(model, x)
+    assert type(prepared[0]) is Mine
+    assert {"name": "0", "role": "layer", "fake_quant": None, "reason": "Mine has a forward of its own"} in prepared.torchquant_report.rows
+
+
+@pytest.mark.parametrize(("settings", "message"), [({"max_norm": 1.0}, "max_norm"), ({"sparse": True}, "sparse")])
+def test_embeddings_that_write_their_weight_are_refused(settings, message):
+    with pytest.raises(ValueError, match=f"an Embedding with {message} cannot read fake-quantized weights"):
+        tq.prepare_qat(nn.Sequential(nn.Embedding(10, 4, **settings)), torch.zeros(2, 3, dtype=torch.long), tq.qconfigs.int8_weight_only())
+
+
+def test_groups_of_recurrent_weights():
+    prepared = prepare(nn.GRU(8, 8), torch.randn(5, 3, 8), tq.qconfigs.int4_weight_only(group_size=4))
+    assert prepared.weight_ih_l0_fake_quant.scale.shape == (24, 2)
+
+
+def test_compile_runs_functional_calls():
+    model, x = Untraceable(), torch.randn(2, 8)
+    prepared = tq.prepare_qat(model, x, tq.qconfigs.int8_static())
+    prepared(x)
+    torch.testing.assert_close(torch.compile(prepared.eval(), backend="aot_eager")(x), prepared(x))
+
+
 def test_a_recurrent_classifier():
     class Classifier(nn.Module):
         def __init__(self):

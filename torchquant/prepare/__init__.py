@@ -36,6 +36,8 @@ def _prepare(model, example_inputs, qconfig, *, training):
     run = run_example(prepared, args, kwargs)
     placement = Placement(prepared, qconfig, training)
     _place(placement, run, args, kwargs)
+    for name, reason in run.float_calls:
+        placement.report.add(name, "layer", None, reason)
     if not placement.quantizes_anything():
         reasons = "\n".join(f"  {row['name'] or 'the model'}: {row['reason']}" for row in placement.report.rows) or "  it has no layer that TorchQuant knows"
         raise ValueError(f"prepare: there is nothing to quantize in {type(model).__name__}:\n{reasons}")

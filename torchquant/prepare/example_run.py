@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
-from .patterns import COMPUTE_FUNCTIONS, compute_layer
+from .patterns import COMPUTE_FUNCTIONS, FLOAT_LAYERS, FLOAT_PRODUCTS, compute_layer
 
 
 @dataclass
@@ -38,6 +39,7 @@ class ExampleRun:
     output: object = None
     calls: list[ModuleCall] = field(default_factory=list)  # holds on to the inputs, so that no two tensors share an id
     functional_calls: list[FunctionalCall] = field(default_factory=list)
+    float_calls: list[tuple[str, str]] = field(default_factory=list)  # (name, why nothing can quantize it)
 
     def paths(self):
         return {call.path for call in self.calls}
@@ -95,14 +97,25 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function in COMPUTE_FUNCTIONS:
-            data = args[0] if args else kwargs.get("input")
-            weight = args[1] if len(args) > 1 else kwargs.get("weight")
-            caller, module = self.running[-1]
-            if id(weight) in self.owners and not compute_layer(module):
-                owner, _, parameter = self.owners[id(weight)]
-                self.run.functional_calls.append(FunctionalCall(caller, function, owner, parameter, data))
+        caller, module = self.running[-1]
+        if function in COMPUTE_FUNCTIONS and not compute_layer(module):
+            self._note_layer(caller, function, args, kwargs)
+        elif function in FLOAT_PRODUCTS and not isinstance(module, FLOAT_LAYERS):
+            for operand in pytree.tree_leaves((args, kwargs)):
+                if id(operand) in self.owners:
+                    reason = f"{function.__name__} with a parameter has no integer kernel; F.linear has one"
+                    self.run.float_calls.append(("".join(self.owners[id(operand)]), reason))
         return function(*args, **kwargs)
+
+    def _note_layer(self, caller, function, args, kwargs):
+        data = args[0] if args else kwargs["input"]
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        if id(weight) in self.owners:
+            owner, _, parameter = self.owners[id(weight)]
+            self.run.functional_calls.append(FunctionalCall(caller, function, owner, parameter, data))
+        else:
+            name = f"{caller}.{function.__name__}".lstrip(".")
+            self.run.float_calls.append((name, f"the weight of this {COMPUTE_FUNCTIONS[function].kind} is not a parameter itself"))
 
 
 def run_example(model, args, kwargs):

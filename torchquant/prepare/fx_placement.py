@@ -96,8 +96,7 @@ class _Placer:
             layer, weight = COMPUTE_FUNCTIONS[node.target], _argument(node, 1, "weight")
             path, _, parameter = str(getattr(weight, "target", "")).rpartition(".")
             if getattr(weight, "op", None) != "get_attr" or parameter not in self.model.get_submodule(path)._parameters:
-                self.placement.report.add(self._describe(node), "layer", None, f"the weight of this {layer.kind} is not a parameter itself")
-                return None
+                return None  # the example run has reported it
         settings = self.placement.settings(path, layer)
         if settings is not None:
             self.placement.quantize_weight(path, parameter, layer, settings)

@@ -53,6 +53,11 @@ COMPUTE_FUNCTIONS = {
     F.conv_transpose2d: COMPUTE_MODULES[nn.ConvTranspose2d],
     F.embedding: EMBEDDING,
 }
+# Products that are layers too when an operand is a parameter, and that have no kernel.
+FLOAT_PRODUCTS = frozenset({
+    torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum, torch.mv, torch.conv3d, F.bilinear,
+    torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__, torch.Tensor.mm, torch.Tensor.bmm, torch.Tensor.addmm, torch.Tensor.mv,
+})  # fmt: skip
 # Layers with weights and no integer kernel. They are named in the report, so that nobody takes them for quantized.
 FLOAT_LAYERS = (
     nn.Conv3d, nn.ConvTranspose3d, nn.Bilinear, nn.EmbeddingBag, nn.RNN, nn.RNNCell, nn.LSTMCell, nn.GRUCell,

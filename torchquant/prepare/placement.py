@@ -130,8 +130,8 @@ class Placement:
 
 def _weight_spec(spec, layer, name, weight):
     if spec.group_size is not None:
-        if layer.kind not in ("linear", "embedding"):
-            raise ValueError(f"prepare: {name}: groups of weights are for linear and embedding layers, and this is a {layer.kind}; use per-channel weights")
+        if "weight_only" not in layer.modes:
+            raise ValueError(f"prepare: {name}: {layer.kind} has no kernel for groups of weights; give it per-channel weights")
         if weight.size(-1) % spec.group_size:
             raise ValueError(
                 f"prepare: {name}: group_size={spec.group_size} does not divide its last dimension, {weight.size(-1)}; "
