@@ -7,6 +7,7 @@
 
 #include "archive/archive.h"
 #include "archive/receipt.h"
+#include "convert/convert.h"
 #include "nn/fake_quantize.h"
 #include "nn/layers.h"
 #include "nn/trace.h"

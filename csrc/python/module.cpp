@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "archive/archive.h"
+#include "convert/convert.h"
 #include "kernels/isa.h"
 #include "runtime/load.h"
 #include "runtime/measure.h"
@@ -17,6 +18,15 @@ namespace py = pybind11;
 
 namespace torchquant {
 namespace {
+
+std::tuple<torch::jit::Module, std::string> convert_module(const torch::jit::Module& prepared,
+                                                           const std::string& on_fallback) {
+  TORCH_CHECK_VALUE(on_fallback == "error" || on_fallback == "allow",
+                    "convert: on_fallback must be 'error' or 'allow', got '", on_fallback, "'");
+  const ConvertResult result =
+      convert(prepared, {.on_fallback = on_fallback == "allow" ? Fallback::kAllow : Fallback::kError});
+  return {result.module, result.receipt.to_json()};
+}
 
 void save_with_receipt(const torch::jit::Module& module, const std::string& receipt_json, const std::string& path) {
   save(module, Receipt::from_json(receipt_json), path);
@@ -77,6 +87,7 @@ std::vector<std::string> available_isa_names() {
 // wrap_pybind_function turns c10::Error into the matching Python exception, without a C++ stack in its text.
 PYBIND11_MODULE(_C, m) {
   using namespace torchquant;
+  m.def("convert", torch::wrap_pybind_function_no_gil(convert_module), py::arg("prepared"), py::arg("on_fallback"));
   m.def("save", torch::wrap_pybind_function_no_gil(save_with_receipt), py::arg("module"), py::arg("receipt_json"), py::arg("path"));
   m.def("load", torch::wrap_pybind_function_no_gil(load_with_receipt), py::arg("path"), py::arg("device"));
   m.def("read_manifest", torch::wrap_pybind_function(read_manifest), py::arg("path"));

@@ -1,0 +1,56 @@
+// The state of one conversion; see conversion.h.
+#include "convert/conversion.h"
+
+#include <algorithm>
+
+#include "ATen/ops/equal.h"
+
+namespace torchquant::conversion {
+namespace {
+
+std::string identifier(std::string name) {
+  std::replace_if(name.begin(), name.end(), [](unsigned char c) { return !std::isalnum(c); }, '_');
+  return std::isdigit(static_cast<unsigned char>(name[0])) ? "_" + name : name;
+}
+
+bool same_tensor(const at::Tensor& a, const at::Tensor& b) {
+  return a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() && at::equal(a, b);
+}
+
+}  // namespace
+
+Conversion::Conversion(torch::jit::Module module, InputRanks input_ranks)
+    : module_(std::move(module)), graph_(module_.get_method("forward").graph()), input_ranks_(std::move(input_ranks)) {}
+
+torch::jit::Value* Conversion::buffer(const std::string& name, const at::Tensor& tensor) {
+  for (const auto& [stored, value] : buffers_) {
+    if (same_tensor(stored, tensor)) return value;
+  }
+  const std::string stem = identifier(name);
+  std::string unique = stem;
+  for (int number = 2; module_.hasattr(unique); ++number) unique = stem + "_" + std::to_string(number);
+  module_.register_buffer(unique, tensor);
+  torch::jit::WithInsertPoint guard(graph_->block()->nodes().front());
+  torch::jit::Value* value = graph_->insertGetAttr(graph_->inputs()[0], unique);
+  buffers_.emplace_back(tensor, value);
+  return value;
+}
+
+void Conversion::set_row(const torch::jit::Node* node, ReceiptRow row) { rows_[node] = std::move(row); }
+
+void Conversion::set_fallback(const torch::jit::Node* node, ReceiptRow row, const std::string& reason) {
+  row.precision = "float";
+  row.kernel.clear();
+  row.reason = reason;
+  set_row(node, std::move(row));
+  fallbacks_[node] = true;
+}
+
+const ReceiptRow* Conversion::row(const torch::jit::Node* node) const {
+  const auto found = rows_.find(node);
+  return found == rows_.end() ? nullptr : &found->second;
+}
+
+bool Conversion::is_fallback(const torch::jit::Node* node) const { return fallbacks_.count(node) != 0; }
+
+}  // namespace torchquant::conversion

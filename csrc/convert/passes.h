@@ -1,0 +1,49 @@
+// The passes of the converter, in the order in which convert.cpp runs them. Each is one transformation in one file of
+// passes/; each leaves a graph that computes what it computed before.
+#pragma once
+
+#include "convert/conversion.h"
+
+namespace torchquant::conversion {
+
+// Removes what does nothing in eval mode: dropout.
+void remove_identities(Conversion& conversion);
+// view -> reshape (integer convolutions give channels-last tensors), and ranks that are known -> constants.
+void normalize_shapes(Conversion& conversion);
+// conv1d, conv2d, conv_transpose1d/2d, _convolution, _convolution_mode with a fake-quantized weight -> aten::convolution.
+void normalize_convolution(Conversion& conversion);
+// matmul, mm, addmm on a fake-quantized weight -> aten::linear.
+void normalize_linear(Conversion& conversion);
+// mean over all spatial dimensions of a fake-quantized tensor -> adaptive average pool.
+void normalize_mean(Conversion& conversion);
+
+// fake_quantize of an activation -> quantize, dequantize.
+void lower_activations(Conversion& conversion);
+// quantize of what moves, pads, concatenates or max-pools values -> the same on codes.
+void hoist_quantize(Conversion& conversion);
+// The same ops on dequantized values -> dequantize of the op on codes.
+void sink_dequantize(Conversion& conversion);
+
+// dequantize, compute, [batch norm], [residual], [activation], [quantize] -> one op.
+void lower_convolution(Conversion& conversion);
+void lower_linear(Conversion& conversion);
+// choose_qparams, fake_quantize, linear -> quantized_linear_dynamic.
+void lower_dynamic_linear(Conversion& conversion);
+// linear and embedding on a fake-quantized weight and a float input.
+void lower_weight_only_linear(Conversion& conversion);
+void lower_embedding(Conversion& conversion);
+
+// Average pools of quantized tensors.
+void lower_average_pool(Conversion& conversion);
+// add and mul of two quantized tensors.
+void lower_add(Conversion& conversion);
+void lower_mul(Conversion& conversion);
+// Pointwise functions between two quantized tensors -> a table; quantize of what is quantized already -> nothing or a table.
+void lower_pointwise(Conversion& conversion);
+
+// Marks every layer with a fake-quant that is still there as a fallback, and stores its weight as floats.
+void collect_fallbacks(Conversion& conversion);
+// Devices and tensors that tracing baked in -> the input's device and buffers.
+void follow_input_device(Conversion& conversion);
+
+}  // namespace torchquant::conversion

@@ -1,0 +1,62 @@
+// quantize after an op that moves, pads, concatenates or max-pools values -> the op after quantize, so that the op runs on
+// codes and the layer before it can take the quantize in. Exact: quantize is monotonic and acts on each value alone.
+#include "convert/graph.h"
+#include "convert/on_codes.h"
+#include "convert/passes.h"
+
+namespace torchquant::conversion {
+namespace {
+
+std::vector<Node*> hoist_over_concat(Conversion& conversion, Node* quantize, Node* concat) {
+  const QuantParams params = quantize_params(conversion, quantize);
+  std::vector<Value*> codes;
+  std::vector<Node*> hoisted;
+  for (Value* operand : concat->input(0)->node()->inputs()) {
+    codes.push_back(insert_quantize(concat, operand, quantize->input(1), quantize->input(2), params));
+    hoisted.push_back(codes.back()->node());
+  }
+  quantize->output()->replaceAllUsesWith(insert_concat(conversion, concat, codes));
+  return hoisted;
+}
+
+std::vector<Node*> hoist_over_mover(Conversion& conversion, Node* quantize, Node* mover) {
+  const QuantParams params = quantize_params(conversion, quantize);
+  Value* codes = insert_quantize(mover, mover->input(0), quantize->input(1), quantize->input(2), params);
+  Node* moved = insert_on_codes(conversion, mover, codes, params);
+  if (!moved) {
+    codes->node()->destroy();
+    return {};
+  }
+  quantize->output()->replaceAllUsesWith(moved->output());
+  return {codes->node()};
+}
+
+// The quantize nodes that stand for `quantize` further up; none if it stays where it is.
+std::vector<Node*> hoist(Conversion& conversion, Node* quantize) {
+  Value* x = quantize->input(0);
+  Node* producer = x->node();
+  if (sole_user(x) != quantize || producer->outputs().size() != 1 || conversion.resolve(x)) return {};
+  if (is_concat(producer)) return hoist_over_concat(conversion, quantize, producer);
+  return acts_on_codes(conversion, producer) ? hoist_over_mover(conversion, quantize, producer) : std::vector<Node*>{};
+}
+
+}  // namespace
+
+void hoist_quantize(Conversion& conversion) {
+  std::vector<Node*> work;
+  for (Node* node : all_nodes(conversion.graph())) {
+    if (node->kind() == kind::quantize) work.push_back(node);
+  }
+  while (!work.empty()) {
+    Node* quantize = work.back();
+    work.pop_back();
+    const std::vector<Node*> hoisted = hoist(conversion, quantize);
+    if (hoisted.empty()) continue;
+    work.insert(work.end(), hoisted.begin(), hoisted.end());
+    Node* producer = quantize->input(0)->node();
+    quantize->destroy();
+    producer->destroy();
+  }
+}
+
+}  // namespace torchquant::conversion

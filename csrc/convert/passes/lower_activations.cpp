@@ -1,0 +1,130 @@
+// fake_quantize of an activation -> quantize and dequantize, the form that the later passes rearrange.
+#include <cmath>
+
+#include "ATen/core/grad_mode.h"
+#include "convert/graph.h"
+#include "convert/passes.h"
+#include "convert/weight.h"
+#include "ops/ops.h"
+#include "torch/csrc/jit/ir/alias_analysis.h"
+
+namespace torchquant::conversion {
+namespace {
+
+bool reads_as_weight(const Conversion& conversion, const torch::jit::Use& use) {
+  if (is_aten(use.user, {"linear", "convolution", "matmul", "mm", "bilinear"})) return use.offset == 1;
+  if (is_aten(use.user, {"embedding", "embedding_bag", "_embedding_bag"})) return use.offset == 0;
+  const std::string name = use.user->kind().toUnqualString();
+  if (name.find("conv") != std::string::npos) return use.offset == 1;
+  if (use.user->kind() != c10::prim::ListUnpack && !moves_data(conversion, use.user)) return false;
+  for (const Value* output : use.user->outputs()) {
+    for (const auto& next : output->uses()) {
+      if (reads_as_weight(conversion, next)) return true;
+    }
+  }
+  return false;
+}
+
+bool is_weight(const Conversion& conversion, const Node* node) {
+  if (!conversion.resolve(node->input(0))) return false;
+  for (const auto& use : node->output()->uses()) {
+    if (reads_as_weight(conversion, use)) return true;
+  }
+  return false;
+}
+
+struct FakeQuant {
+  std::string path;
+  QuantParams params;
+};
+
+// nullopt for a fake-quant that the integer kernels have no form for: parameters of the run, or several of them.
+std::optional<FakeQuant> read(const Conversion& conversion, const Node* node) {
+  const auto scale = conversion.resolve(argument(node, "scale"));
+  const auto zero_point = conversion.resolve(argument(node, "zero_point"));
+  const auto axis = conversion.resolve(argument(node, "axis"));
+  const auto low = conversion.resolve(argument(node, "quant_min"));
+  const auto high = conversion.resolve(argument(node, "quant_max"));
+  if (!scale || !zero_point || !axis || !low || !high) return std::nullopt;
+  if (!axis->isNone() || scale->toTensor().numel() != 1) return std::nullopt;
+  FakeQuant result{quantize_path(node), {}};
+  result.params.scale = scale->toTensor().item<float>();
+  TORCH_CHECK(std::isfinite(result.params.scale) && result.params.scale > 0.0f, "convert: the scale of fake-quant '",
+              result.path, "' must be finite and > 0, got ", result.params.scale);
+  result.params.quant_min = low->toInt();
+  result.params.quant_max = high->toInt();
+  result.params.dtype = result.params.quant_min < 0 ? at::kChar : at::kByte;
+  return result;
+}
+
+// A parameter used as an activation (a position embedding): its codes are stored.
+Value* stored_codes(Conversion& conversion, const Node* node, const FakeQuant& fake_quant) {
+  const at::NoGradGuard no_grad;
+  const auto get = [&](size_t i) { return conversion.resolve(node->input(i))->toTensor().detach(); };
+  const at::Tensor codes = quantize(get(0), get(1), get(2), std::nullopt, std::nullopt, fake_quant.params.dtype,
+                                    fake_quant.params.quant_min, fake_quant.params.quant_max);
+  return conversion.buffer(fake_quant.path + ".codes", codes);
+}
+
+// The same tensor, quantized with the same parameters by another fake-quant: one quantize serves both.
+Value* existing_codes(const Conversion& conversion, const Node* node, const QuantParams& params) {
+  for (const auto& use : node->input(0)->uses()) {
+    if (use.user->kind() != kind::quantize || use.offset != 0) continue;
+    if (use.user->owningBlock() != node->owningBlock() || !use.user->isBefore(node)) continue;
+    const QuantParams other = quantize_params(conversion, use.user);
+    const auto zero_point = conversion.resolve(node->input(2))->toTensor().item<double>();
+    const auto other_zero_point = conversion.resolve(use.user->input(2))->toTensor().item<double>();
+    if (other.scale == params.scale && zero_point == other_zero_point && other.quant_min == params.quant_min &&
+        other.quant_max == params.quant_max) {
+      return use.user->output();
+    }
+  }
+  return nullptr;
+}
+
+// What asks a float tensor for its size after this point can ask its codes, and leaves it to one reader.
+void ask_codes_for_sizes(Value* x, Value* codes) {
+  const std::vector<torch::jit::Use> uses = x->uses();
+  for (const auto& use : uses) {
+    if (use.offset != 0 || !is_aten(use.user, {"size", "dim", "numel"})) continue;
+    if (use.user->isAfter(codes->node())) use.user->replaceInput(0, codes);
+  }
+}
+
+void lower(Conversion& conversion, Node* node, const FakeQuant& fake_quant) {
+  const bool stored = conversion.resolve(node->input(0)).has_value();
+  Value* codes = stored ? stored_codes(conversion, node, fake_quant)
+                        : existing_codes(conversion, node, fake_quant.params);
+  define_at_top(node->input(1));
+  define_at_top(node->input(2));
+  if (!codes) {
+    codes = insert_quantize(node, node->input(0), node->input(1), node->input(2), fake_quant.params);
+    ask_codes_for_sizes(node->input(0), codes);
+  }
+  node->output()->replaceAllUsesWith(insert_dequantize(node, codes, node->input(1), node->input(2)));
+  node->destroy();
+}
+
+void check_not_written(const torch::jit::AliasDb& aliases, const Node* node) {
+  TORCH_CHECK(!aliases.hasWriters(node->output()), "convert: the result of fake-quant '", quantize_path(node),
+              "' is changed in place by an op that cannot be rewritten; write the op out of place");
+}
+
+}  // namespace
+
+void lower_activations(Conversion& conversion) {
+  std::vector<Node*> found;
+  {
+    const torch::jit::AliasDb aliases(conversion.shared_graph());
+    for (Node* node : all_nodes(conversion.graph())) {
+      if (node->kind() != kind::fake_quantize) continue;
+      check_not_written(aliases, node);
+      if (!is_weight(conversion, node)) found.push_back(node);
+    }
+  }
+  for (Node* node : found) {
+    if (const auto fake_quant = read(conversion, node)) lower(conversion, node, *fake_quant);
+  }
+}
+
+}  // namespace torchquant::conversion

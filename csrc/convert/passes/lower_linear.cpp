@@ -1,0 +1,16 @@
+// dequantize, linear and what follows it -> quantized_linear.
+#include "convert/passes.h"
+#include "convert/requantize.h"
+
+namespace torchquant::conversion {
+
+void lower_linear(Conversion& conversion) {
+  for_each_layer(conversion, {"linear"}, [&](Node* node) {
+    if (!quantized(conversion, node->input(0))) return;
+    const int64_t depth = conversion.resolve(node->input(1))->toTensor().size(1);
+    const StaticLayer layer = read_static_layer(conversion, node, {}, depth);
+    emit_static_layer(conversion, layer, "quantized_linear", "linear", {});
+  });
+}
+
+}  // namespace torchquant::conversion

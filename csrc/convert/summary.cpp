@@ -1,0 +1,74 @@
+// The receipt of a conversion; see summary.h.
+#include "convert/summary.h"
+
+#include <map>
+
+#include "convert/epilogue.h"
+#include "convert/layers.h"
+#include "convert/weight.h"
+
+namespace torchquant::conversion {
+namespace {
+
+constexpr const char* kByDesign = "float by design";
+
+// Ops that stay float by design, with the kind that the receipt gives them; "" for ops that it does not mention.
+std::string float_kind(const Node* node) {
+  if (is_aten(node, {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"})) return "norm";
+  if (is_aten(node, {"softmax", "log_softmax"})) return "softmax";
+  if (is_aten(node, {"matmul", "bmm", "baddbmm", "mm", "addmm", "einsum", "scaled_dot_product_attention"})) return "matmul";
+  return "";
+}
+
+// Ops that have an integer kernel, for tensors that are quantized on both sides.
+std::string mixed_kind(const Conversion& conversion, const Node* node) {
+  bool reads_codes = false;
+  for (const Value* input : node->inputs()) reads_codes |= input->node()->kind() == kind::dequantize;
+  if (!reads_codes) return "";
+  if (is_aten(node, {"add", "mul"})) return node->kind().toUnqualString();
+  if (is_aten(node, {"max_pool1d", "max_pool2d"})) return "pool";
+  return activation_of(conversion, node) ? "activation" : "";
+}
+
+std::optional<ReceiptRow> row_of(const Conversion& conversion, const Node* node) {
+  if (const ReceiptRow* row = conversion.row(node)) return *row;
+  if (const Value* weight = layer_weight(node)) {
+    return ReceiptRow{layer_of(conversion, weight), layer_kind(conversion, node), "float", "",
+                      "its weight carries no fake-quant", {}, {}, ""};
+  }
+  if (const std::string kind = float_kind(node); !kind.empty()) {
+    return ReceiptRow{op_layer(node, kind), kind, "float", "", kByDesign, {}, {}, ""};
+  }
+  if (const std::string kind = mixed_kind(conversion, node); !kind.empty()) {
+    return ReceiptRow{op_layer(node, kind), kind, "float", "",
+                      std::string(kByDesign) + ": not every tensor around it is quantized", {}, {}, ""};
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+Receipt make_receipt(Conversion& conversion) {
+  Receipt receipt;
+  std::map<std::string, int> uses;
+  for (const Node* node : all_nodes(conversion.graph())) {
+    auto row = row_of(conversion, node);
+    if (!row) continue;
+    const int use = ++uses[row->layer];
+    if (use > 1) row->layer += "#" + std::to_string(use);
+    receipt.rows.push_back(std::move(*row));
+  }
+  return receipt;
+}
+
+std::string list_fallbacks(Conversion& conversion) {
+  std::string list;
+  for (const Node* node : all_nodes(conversion.graph())) {
+    if (!conversion.is_fallback(node)) continue;
+    const ReceiptRow& row = *conversion.row(node);
+    list += (list.empty() ? "  " : "\n  ") + row.layer + " (" + row.kind + "): " + row.reason;
+  }
+  return list;
+}
+
+}  // namespace torchquant::conversion
