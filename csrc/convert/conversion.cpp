@@ -29,7 +29,8 @@ torch::jit::Value* Conversion::buffer(const std::string& name, const at::Tensor&
   const std::string stem = identifier(name);
   std::string unique = stem;
   for (int number = 2; module_.hasattr(unique); ++number) unique = stem + "_" + std::to_string(number);
-  module_.register_buffer(unique, tensor);
+  // A copy: a buffer that shared memory with a parameter would keep the parameter in the frozen module.
+  module_.register_buffer(unique, tensor.detach().clone());
   torch::jit::WithInsertPoint guard(graph_->block()->nodes().front());
   torch::jit::Value* value = graph_->insertGetAttr(graph_->inputs()[0], unique);
   buffers_.emplace_back(tensor, value);

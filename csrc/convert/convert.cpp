@@ -150,7 +150,9 @@ ConvertResult convert(const Module& prepared, const ConvertOptions& options) {
 
   ConvertResult result{conversion.module(), conversion::make_receipt(conversion)};
   torch::jit::ConstantPooling(conversion.shared_graph());
-  result.module = freeze_parameters(result.module);  // drops the float weights
+  // Freezing drops the float weights; the copy keeps later training of `prepared` out of the result.
+  result.module = freeze_parameters(result.module).deepcopy();
+  for (at::Tensor parameter : result.module.parameters()) parameter.set_requires_grad(false);
   dump.write("result", *result.module.get_method("forward").graph());
   return result;
 }

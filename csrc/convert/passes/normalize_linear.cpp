@@ -24,24 +24,19 @@ Value* added_bias(const Conversion& conversion, const Node* add, const Value* pr
   return fits ? other : nullptr;
 }
 
-void replace(Node* last, Value* x, Value* matrix, std::optional<Value*> bias) {
+void replace(Node* last, Value* x, Value* matrix, Value* bias) {
   Value* weight = insert_before(last, "aten::t", {matrix});
-  const Argument bias_argument = bias ? Argument(*bias) : Argument(c10::IValue());
+  const Argument bias_argument = bias ? Argument(bias) : Argument(c10::IValue());
   last->output()->replaceAllUsesWith(insert_before(last, "aten::linear", {x, weight, bias_argument}));
 }
 
+// The old nodes are dead then, and removed after the pass: `add` is still ahead of the walk.
 void normalize_product(const Conversion& conversion, Node* node) {
   Value* matrix = node->input(1);
   const int64_t channels = conversion.resolve(matrix)->toTensor().size(1);
   Node* add = sole_user(node->output());
   Value* bias = added_bias(conversion, add, node->output(), channels);
-  if (!bias) {
-    replace(node, node->input(0), matrix, std::nullopt);
-    return node->destroy();
-  }
-  replace(add, node->input(0), matrix, bias);
-  add->destroy();
-  node->destroy();
+  replace(bias ? add : node, node->input(0), matrix, bias);
 }
 
 }  // namespace
@@ -53,7 +48,6 @@ void normalize_linear(Conversion& conversion) {
     } else if (is_aten(node, {"addmm"}) && is_matrix_weight(conversion, node->input(2)) &&
                is_one(conversion, argument(node, "beta")) && is_one(conversion, argument(node, "alpha"))) {
       replace(node, node->input(1), node->input(2), node->input(0));
-      node->destroy();
     }
   }
 }
