@@ -131,19 +131,23 @@ void merge_meta(const at::Tensor& histogram, const at::Tensor& min_val, const at
   check_state_tensor(kMergeOp, "other_max_val", other_max_val, at::kFloat, min_val.sym_sizes(), histogram);
 }
 
-void merge_cpu(const at::Tensor& histogram, const at::Tensor& min_val, const at::Tensor& max_val,
+// On the CPU for every device: merging is no part of a training step.
+void merge_any(const at::Tensor& histogram, const at::Tensor& min_val, const at::Tensor& max_val,
                const at::Tensor& other_histogram, const at::Tensor& other_min_val, const at::Tensor& other_max_val) {
   merge_meta(histogram, min_val, max_val, other_histogram, other_min_val, other_max_val);
-  HistogramState state(histogram, min_val, max_val);
-  const auto* other_counts = other_histogram.const_data_ptr<int64_t>();
-  const auto* other_low = other_min_val.const_data_ptr<float>();
-  const auto* other_high = other_max_val.const_data_ptr<float>();
-  for (int64_t channel = 0; channel < min_val.numel(); ++channel) {
-    const Range other{other_low[channel], other_high[channel]};
+  const at::Tensor counts = histogram.cpu(), low = min_val.cpu(), high = max_val.cpu();
+  const at::Tensor other_counts = other_histogram.cpu(), other_low = other_min_val.cpu(),
+                   other_high = other_max_val.cpu();
+  HistogramState state(counts, low, high);
+  for (int64_t channel = 0; channel < low.numel(); ++channel) {
+    const Range other{other_low.const_data_ptr<float>()[channel], other_high.const_data_ptr<float>()[channel]};
     state.widen(channel, other);
-    kernels::add_rebinned(other_counts + channel * state.bins(), numerics::histogram_grid(other, state.bins()),
-                          state.counts(channel), state.grid(channel));
+    kernels::add_rebinned(other_counts.const_data_ptr<int64_t>() + channel * state.bins(),
+                          numerics::histogram_grid(other, state.bins()), state.counts(channel), state.grid(channel));
   }
+  histogram.copy_(counts);
+  min_val.copy_(low);
+  max_val.copy_(high);
 }
 
 }  // namespace
@@ -158,10 +162,8 @@ TORCH_LIBRARY_FRAGMENT(torchquant, m) {
       "Tensor other_min_val, Tensor other_max_val) -> ()",
       {at::Tag::pt2_compliant_tag});
 }
-TORCH_LIBRARY_IMPL(torchquant, CPU, m) {
-  m.impl(kObserveOp, observe_cpu);
-  m.impl(kMergeOp, merge_cpu);
-}
+TORCH_LIBRARY_IMPL(torchquant, CPU, m) { m.impl(kObserveOp, observe_cpu); }
+TORCH_LIBRARY_IMPL(torchquant, CompositeExplicitAutograd, m) { m.impl(kMergeOp, merge_any); }
 TORCH_LIBRARY_IMPL(torchquant, Meta, m) {
   m.impl(kObserveOp, observe_meta);
   m.impl(kMergeOp, merge_meta);

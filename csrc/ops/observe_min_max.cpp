@@ -105,22 +105,24 @@ void merge_meta(const at::Tensor& min_val, const at::Tensor& max_val, const at::
   check_state_tensor(kMergeOp, "other_merged", other_merged, at::kLong, shape, min_val);
 }
 
-void merge_cpu(const at::Tensor& min_val, const at::Tensor& max_val, const at::Tensor& merged,
+// On the CPU for every device: merging is no part of a training step.
+void merge_any(const at::Tensor& min_val, const at::Tensor& max_val, const at::Tensor& merged,
                const at::Tensor& other_min_val, const at::Tensor& other_max_val, const at::Tensor& other_merged) {
   merge_meta(min_val, max_val, merged, other_min_val, other_max_val, other_merged);
-  auto* low = min_val.mutable_data_ptr<float>();
-  auto* high = max_val.mutable_data_ptr<float>();
-  auto* count = merged.mutable_data_ptr<int64_t>();
-  const auto* other_low = other_min_val.const_data_ptr<float>();
-  const auto* other_high = other_max_val.const_data_ptr<float>();
-  const auto* other_count = other_merged.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < min_val.numel(); ++i) {
-    const auto result =
-        numerics::merge_averages({{low[i], high[i]}, count[i]}, {{other_low[i], other_high[i]}, other_count[i]});
-    low[i] = result.range.min_val;
-    high[i] = result.range.max_val;
-    count[i] = result.merged;
+  const at::Tensor low = min_val.cpu(), high = max_val.cpu(), count = merged.cpu();
+  const at::Tensor other_low = other_min_val.cpu(), other_high = other_max_val.cpu(), other_count = other_merged.cpu();
+  for (int64_t i = 0; i < low.numel(); ++i) {
+    const auto result = numerics::merge_averages(
+        {{low.const_data_ptr<float>()[i], high.const_data_ptr<float>()[i]}, count.const_data_ptr<int64_t>()[i]},
+        {{other_low.const_data_ptr<float>()[i], other_high.const_data_ptr<float>()[i]},
+         other_count.const_data_ptr<int64_t>()[i]});
+    low.mutable_data_ptr<float>()[i] = result.range.min_val;
+    high.mutable_data_ptr<float>()[i] = result.range.max_val;
+    count.mutable_data_ptr<int64_t>()[i] = result.merged;
   }
+  min_val.copy_(low);
+  max_val.copy_(high);
+  merged.copy_(count);
 }
 
 }  // namespace
@@ -142,8 +144,8 @@ TORCH_LIBRARY_FRAGMENT(torchquant, m) {
 TORCH_LIBRARY_IMPL(torchquant, CPU, m) {
   m.impl(kMinMaxOp, min_max_cpu);
   m.impl(kAverageOp, average_cpu);
-  m.impl(kMergeOp, merge_cpu);
 }
+TORCH_LIBRARY_IMPL(torchquant, CompositeExplicitAutograd, m) { m.impl(kMergeOp, merge_any); }
 TORCH_LIBRARY_IMPL(torchquant, Meta, m) {
   m.impl(kMinMaxOp, min_max_meta);
   m.impl(kAverageOp, average_meta);

@@ -1,10 +1,10 @@
 // The C++ observers: what they remember, merge and choose.
 #include "observers/observers.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/tensor.h>
 #include <gmock/gmock.h>
@@ -142,7 +142,7 @@ TEST_P(EveryObserver, MergesInAnyOrder) {
     EXPECT_TRUE(value.allclose(right->state().at(key), /*rtol=*/1e-5)) << key;
   }
   if (GetParam() != "moving_average") {
-    EXPECT_TRUE(same_state(*left, *observe(at::cat({a, b, c}))));
+    EXPECT_TRUE(same_state(*left, *observe(at::cat(at::TensorList{a, b, c}))));
   }
 }
 
