@@ -11,6 +11,8 @@
 #include "nn/fake_quantize.h"
 #include "nn/layers.h"
 #include "nn/trace.h"
+#include "observers/observers.h"
+#include "ops/ops.h"
 #include "runtime/load.h"
 #include "runtime/measure.h"
 #include "runtime/tensor_file.h"
