@@ -82,7 +82,9 @@ def check_environment(python: str) -> None:
         raise SystemExit(f"TORCHQUANT_PYTHON={python} does not run: {result.stderr.strip()}")
     absent = [module for module in result.stdout.split() if module not in TOOLS or shutil.which(module) is None]
     if absent:
-        wanted = " ".join(requirement for requirement, module in modules.items() if module in absent)
+        # Beside another torch the pinned torchvision would bring its own.
+        wanted = " ".join(requirement if "torch" in absent else requirement.split("==")[0]
+                          for requirement, module in modules.items() if module in absent)
         raise SystemExit(f"TORCHQUANT_PYTHON={python} lacks {', '.join(absent)}. Run this, then call make again:\n"
                          f"  {python} -m pip install {wanted}")
 
