@@ -36,8 +36,11 @@ std::vector<Node*> hoist(Conversion& conversion, Node* quantize) {
   Value* x = quantize->input(0);
   Node* producer = x->node();
   if (sole_user(x) != quantize || producer->outputs().size() != 1 || conversion.resolve(x)) return {};
+  if (!is_concat(producer) && !acts_on_codes(conversion, producer)) return {};
+  define_at_top(quantize->input(1));
+  define_at_top(quantize->input(2));
   if (is_concat(producer)) return hoist_over_concat(conversion, quantize, producer);
-  return acts_on_codes(conversion, producer) ? hoist_over_mover(conversion, quantize, producer) : std::vector<Node*>{};
+  return hoist_over_mover(conversion, quantize, producer);
 }
 
 }  // namespace

@@ -95,8 +95,6 @@ void lower(Conversion& conversion, Node* node, const FakeQuant& fake_quant) {
   const bool stored = conversion.resolve(node->input(0)).has_value();
   Value* codes = stored ? stored_codes(conversion, node, fake_quant)
                         : existing_codes(conversion, node, fake_quant.params);
-  define_at_top(node->input(1));
-  define_at_top(node->input(2));
   if (!codes) {
     codes = insert_quantize(node, node->input(0), node->input(1), node->input(2), fake_quant.params);
     ask_codes_for_sizes(node->input(0), codes);

@@ -1,5 +1,6 @@
 // A pointwise function between two quantized tensors -> a table of 256 codes, computed in fp64. The empty function is a
 // change of parameters: a table too, or nothing where they are the same.
+#include "ATen/ops/full.h"
 #include "convert/passes.h"
 #include "convert/requantize.h"
 #include "ops/lookup_table.h"
