@@ -96,9 +96,12 @@ struct FakeQuantizeVector {
       T* out = static_cast<T*>(y);
       const Params params(source);
       const VectorRange limits = make_range(range);
-      for_each_vector(n, [=](int64_t i, auto lanes) {
-        V::store(out + i, fake_quantize_value(V::load(in + i, lanes), params.at(i, lanes), limits), lanes);
-      });
+      map_vectors<V::kBatch>(
+          n,
+          [=](int64_t i, auto lanes) {
+            return fake_quantize_value(V::load(in + i, lanes), params.at(i, lanes), limits);
+          },
+          [=](int64_t i, Float v, auto lanes) { V::store(out + i, v, lanes); });
     });
   }
 
@@ -112,10 +115,12 @@ struct FakeQuantizeVector {
       T* out = static_cast<T*>(grad_x);
       const Params params(source);
       const VectorRange limits = make_range(range);
-      for_each_vector(n, [=](int64_t i, auto lanes) {
-        const Float g = V::load(grad_in + i, lanes);
-        V::store(out + i, ste_grad(g, V::load(in + i, lanes), params.at(i, lanes), limits), lanes);
-      });
+      map_vectors<V::kBatch>(
+          n,
+          [=](int64_t i, auto lanes) {
+            return ste_grad(V::load(grad_in + i, lanes), V::load(in + i, lanes), params.at(i, lanes), limits);
+          },
+          [=](int64_t i, Float v, auto lanes) { V::store(out + i, v, lanes); });
     });
   }
 
@@ -141,14 +146,15 @@ struct FakeQuantizeVector {
     const VectorRange limits = make_range(range);
     Float scale = V::set(0.0f);
     Float zero_point = V::set(0.0f);
-    for_each_vector(n, [&](int64_t i, auto lanes) {
+    const auto accumulate = [&](int64_t i, auto lanes) {
       const Gradients g = gradients(V::load(grad + i, lanes), V::load(x + i, lanes), params, limits);
-      V::store(grad_x + i, g.x, lanes);
       // Lanes past the end hold x = 0 and grad = 0, whose gradients are 0: a valid scale has a finite reciprocal, and
       // the zero point lies inside the range.
       scale = V::add(scale, g.scale);
       zero_point = V::add(zero_point, g.zero_point);
-    });
+      return g.x;
+    };
+    map_vectors<V::kBatch>(n, accumulate, [=](int64_t i, Float v, auto lanes) { V::store(grad_x + i, v, lanes); });
     float lanes[2][kLanes];
     V::store(lanes[0], scale, AllLanes{});
     V::store(lanes[1], zero_point, AllLanes{});

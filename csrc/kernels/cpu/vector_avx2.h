@@ -22,6 +22,7 @@ struct Vector {
   struct Mask {  // all bits of a lane set, or none
     __m256 lo, hi;
   };
+  static constexpr int kBatch = 4;  // steps of map_vectors(): their results fill half of the registers
 
   TQ_HOST_DEVICE static Mask mask(AllLanes) {
     const __m256 all = _mm256_castsi256_ps(_mm256_set1_epi32(-1));

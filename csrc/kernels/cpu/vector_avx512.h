@@ -22,6 +22,7 @@ using numerics::Float16;
 struct Vector {
   using Float = __m512;
   using Mask = __mmask16;
+  static constexpr int kBatch = 8;  // steps of map_vectors(): their results fill a quarter of the registers
 
   TQ_HOST_DEVICE static Mask mask(AllLanes) { return 0xffff; }
   TQ_HOST_DEVICE static Mask mask(FirstLanes lanes) { return static_cast<Mask>((1u << lanes.count) - 1u); }
