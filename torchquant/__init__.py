@@ -13,9 +13,11 @@ from torchquant.prepare import freeze_batch_norm, prepare, prepare_qat  # noqa: 
 from torchquant.qconfig import QConfig, QConfigMapping, QuantSpec  # noqa: E402
 from torchquant.quantized_model import QuantizedModel, load  # noqa: E402
 from torchquant.receipt import Receipt  # noqa: E402
+from torchquant.tracing import trace  # noqa: E402
 
 # Last, so that these names are the functions and not the modules of the same names.
 from torchquant.calibrate import calibrate  # noqa: E402 isort: skip
+from torchquant.convert import convert, quantize_model  # noqa: E402 isort: skip
 from torchquant.functional import dequantize, fake_quantize, quantize  # noqa: E402 isort: skip
 
 # For CMake: -DCMAKE_PREFIX_PATH="$(python -c 'import torchquant; print(torchquant.cmake_prefix_path)')"
@@ -31,6 +33,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "cmake_prefix_path",
+    "convert",
     "dequantize",
     "fake_quantize",
     "freeze_batch_norm",
@@ -39,4 +42,6 @@ __all__ = [
     "prepare_qat",
     "qconfigs",
     "quantize",
+    "quantize_model",
+    "trace",
 ]
