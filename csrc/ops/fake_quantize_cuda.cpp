@@ -1,57 +1,83 @@
-// CUDA half of fake_quantize and its backwards: stream, device guard, launch. Checks are those of the CPU half.
-#include <ATen/ops/empty_like.h>
+// CUDA half of fake_quantize, its backwards, and fused_observe_fake_quantize.
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "ops/cuda_call.h"
+#include "ops/ops.h"
 
 namespace torchquant::ops {
 namespace {
 
-at::Tensor forward(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
-                   std::optional<int64_t> axis, std::optional<int64_t> group_size, int64_t quant_min,
-                   int64_t quant_max, double /*grad_factor*/) {
-  check_fake_quantize("fake_quantize", x, scale, zero_point, {axis, group_size}, quant_min, quant_max);
-  const CudaCall call(x, scale, zero_point, {axis, group_size});
-  at::Tensor output = at::empty_like(call.input());
+using OptionalInt = std::optional<int64_t>;
+
+void launch_forward(const CudaCall& call, const kernels::cuda::DeviceQParams& qparams, const at::Tensor& output,
+                    int64_t quant_min, int64_t quant_max) {
   C10_CUDA_CHECK(kernels::cuda::fake_quantize(call.input().const_data_ptr(), output.mutable_data_ptr(), call.type(),
-                                              call.layout(), call.qparams(), to_range(quant_min, quant_max),
-                                              call.stream()));
+                                              call.layout(), qparams, to_range(quant_min, quant_max), call.stream()));
+}
+
+at::Tensor forward(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point, OptionalInt axis,
+                   OptionalInt group_size, int64_t quant_min, int64_t quant_max, double grad_factor) {
+  const at::Tensor output = check_and_allocate<&torchquant::fake_quantize>(
+      "torchquant::fake_quantize", x, scale, zero_point, axis, group_size, quant_min, quant_max, grad_factor);
+  const CudaCall call(x, scale, zero_point, {axis, group_size});
+  launch_forward(call, call.qparams(), output, quant_min, quant_max);
   return output;
 }
 
 at::Tensor backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
-                    std::optional<int64_t> axis, std::optional<int64_t> group_size, int64_t quant_min,
-                    int64_t quant_max) {
-  check_fake_quantize_backward("fake_quantize_backward", grad, x, scale, zero_point, {axis, group_size}, quant_min,
-                               quant_max);
+                    OptionalInt axis, OptionalInt group_size, int64_t quant_min, int64_t quant_max) {
+  const at::Tensor grad_x = check_and_allocate<&torchquant::fake_quantize_backward>(
+      "torchquant::fake_quantize_backward", grad, x, scale, zero_point, axis, group_size, quant_min, quant_max);
   const CudaCall call(x, scale, zero_point, {axis, group_size});
   const at::Tensor dense_grad = with_layout_of(grad, call.input());
-  at::Tensor grad_x = at::empty_like(call.input());
   C10_CUDA_CHECK(kernels::cuda::fake_quantize_backward(
       dense_grad.const_data_ptr(), call.input().const_data_ptr(), grad_x.mutable_data_ptr(), call.type(),
       call.layout(), call.qparams(), to_range(quant_min, quant_max), call.stream()));
   return grad_x;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> learnable_backward(
-    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
-    std::optional<int64_t> axis, std::optional<int64_t> group_size, int64_t quant_min, int64_t quant_max,
-    double grad_factor) {
-  check_fake_quantize_backward("fake_quantize_learnable_backward", grad, x, scale, zero_point, {axis, group_size},
-                               quant_min, quant_max);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> learnable_backward(const at::Tensor& grad, const at::Tensor& x,
+                                                                  const at::Tensor& scale, const at::Tensor& zero_point,
+                                                                  OptionalInt axis, OptionalInt group_size,
+                                                                  int64_t quant_min, int64_t quant_max,
+                                                                  double grad_factor) {
+  const auto [grad_x, scale_grad, zero_point_grad] =
+      check_and_allocate<&torchquant::fake_quantize_learnable_backward>("torchquant::fake_quantize_learnable_backward",
+                                                                        grad, x, scale, zero_point, axis, group_size,
+                                                                        quant_min, quant_max, grad_factor);
   const CudaCall call(x, scale, zero_point, {axis, group_size});
   const at::Tensor dense_grad = with_layout_of(grad, call.input());
-  at::Tensor grad_x = at::empty_like(call.input());
-  at::Tensor scale_grad = call.empty_params().zero_();  // stays zero where x is empty
-  at::Tensor zero_point_grad = call.empty_params().zero_();
+  // Zero, because nothing writes them where x is empty.
+  const at::Tensor sums = at::zeros({2, call.layout().params()}, call.input().options().dtype(at::kFloat));
   const at::Tensor scratch = call.reduction_scratch();
   C10_CUDA_CHECK(kernels::cuda::fake_quantize_learnable_backward(
       dense_grad.const_data_ptr(), call.input().const_data_ptr(), grad_x.mutable_data_ptr(),
-      scale_grad.mutable_data_ptr<float>(), zero_point_grad.mutable_data_ptr<float>(), call.type(), call.layout(),
-      call.qparams(), to_range(quant_min, quant_max), static_cast<float>(grad_factor), scratch.mutable_data_ptr(),
-      call.stream()));
-  return {grad_x, call.to_params_shape(scale_grad).view(scale.sizes()),
-          call.to_params_shape(zero_point_grad).view(zero_point.sizes()).to(zero_point.scalar_type())};
+      sums[0].mutable_data_ptr<float>(), sums[1].mutable_data_ptr<float>(), call.type(), call.layout(), call.qparams(),
+      to_range(quant_min, quant_max), static_cast<float>(grad_factor), scratch.mutable_data_ptr(), call.stream()));
+  scale_grad.copy_(call.to_params_shape(sums[0]).view(scale_grad.sizes()));
+  zero_point_grad.copy_(call.to_params_shape(sums[1]).view(zero_point_grad.sizes()));
+  return {grad_x, scale_grad, zero_point_grad};
+}
+
+at::Tensor fused(const at::Tensor& x, const at::Tensor& min_val, const at::Tensor& max_val,
+                 const at::Tensor& nonfinite_count, const at::Tensor& scale, const at::Tensor& zero_point,
+                 double averaging_constant, OptionalInt axis, bool symmetric, int64_t quant_min, int64_t quant_max) {
+  const at::Tensor output = check_and_allocate<&torchquant::fused_observe_fake_quantize>(
+      "torchquant::fused_observe_fake_quantize", x, min_val, max_val, nonfinite_count, scale, zero_point,
+      averaging_constant, axis, symmetric, quant_min, quant_max);
+  const CudaCall call(x, {axis, std::nullopt});
+  const at::Tensor scratch = call.reduction_scratch();
+  C10_CUDA_CHECK(kernels::cuda::observe_moving_average(
+      call.input().const_data_ptr(), call.type(), call.layout(), observer_state(min_val, max_val, nonfinite_count),
+      static_cast<float>(averaging_constant), scratch.mutable_data_ptr(), call.stream()));
+  C10_CUDA_CHECK(kernels::cuda::qparams_from_min_max(
+      min_val.const_data_ptr<float>(), max_val.const_data_ptr<float>(), scale.mutable_data_ptr<float>(),
+      zero_point.mutable_data_ptr<float>(), scale.numel(), symmetric, to_range(quant_min, quant_max), call.stream()));
+  // The op demands contiguous fp32 parameters per tensor or per channel, which are in memory order already.
+  launch_forward(call, {scale.const_data_ptr<float>(), zero_point.const_data_ptr<float>()}, output, quant_min,
+                 quant_max);
+  return output;
 }
 
 }  // namespace
@@ -60,6 +86,7 @@ TORCH_LIBRARY_IMPL(torchquant, CUDA, m) {
   m.impl("fake_quantize", forward);
   m.impl("fake_quantize_backward", backward);
   m.impl("fake_quantize_learnable_backward", learnable_backward);
+  m.impl("fused_observe_fake_quantize", fused);
 }
 
 }  // namespace torchquant::ops

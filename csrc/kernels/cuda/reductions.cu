@@ -4,6 +4,7 @@
 #include "kernels/cuda/launch.h"
 #include "numerics/affine.h"
 #include "numerics/qparams.h"
+#include "numerics/stats.h"
 
 namespace torchquant::kernels::cuda {
 
@@ -26,19 +27,17 @@ struct GradSums {
   }
 };
 
-struct Range {
-  float min_val = INFINITY;
-  float max_val = -INFINITY;
+struct Observed {
+  numerics::Range range{INFINITY, -INFINITY};
   unsigned long long nonfinite = 0;
-  __device__ void merge(const Range& other) {
-    min_val = fminf(min_val, other.min_val);
-    max_val = fmaxf(max_val, other.max_val);
+  __device__ void merge(const Observed& other) {
+    range = numerics::merge_ranges(range, other.range);
     nonfinite += other.nonfinite;
   }
-  __device__ Range shuffle_down(int offset) const {
-    Range other;
-    other.min_val = __shfl_down_sync(0xffffffffu, min_val, offset);
-    other.max_val = __shfl_down_sync(0xffffffffu, max_val, offset);
+  __device__ Observed shuffle_down(int offset) const {
+    Observed other;
+    other.range.min_val = __shfl_down_sync(0xffffffffu, range.min_val, offset);
+    other.range.max_val = __shfl_down_sync(0xffffffffu, range.max_val, offset);
     other.nonfinite = __shfl_down_sync(0xffffffffu, nonfinite, offset);
     return other;
   }
@@ -82,33 +81,29 @@ struct LearnableBackward {
 // averaging_constant < 0 keeps the running extremes instead of an average.
 template <typename T>
 struct Observe {
-  using Value = Range;
+  using Value = Observed;
   const T* x;
   ObserverState state;
   float averaging_constant;
 
   __device__ QParams params(int64_t) const { return {}; }
-  __device__ void visit(int64_t e, const QParams&, Range& r) const {
+  __device__ void visit(int64_t e, const QParams&, Observed& seen) const {
     const float v = to_float(x[e]);
-    const bool finite = isfinite(v);
-    if (finite) r.min_val = fminf(r.min_val, v);
-    if (finite) r.max_val = fmaxf(r.max_val, v);
-    r.nonfinite += finite ? 0 : 1;
-  }
-  __device__ void finish(int64_t p, const Range& r) const {
-    // Atomic, because every parameter adds to the one counter; a sum of integers has one value in any order.
-    if (r.nonfinite) atomicAdd(reinterpret_cast<unsigned long long*>(state.nonfinite_count), r.nonfinite);
-    if (r.min_val > r.max_val) return;  // nothing finite was seen
-    const float old_min = state.min_val[p];
-    const float old_max = state.max_val[p];
-    const bool first = old_min > old_max;
-    if (averaging_constant < 0.0f) {
-      state.min_val[p] = fminf(old_min, r.min_val);
-      state.max_val[p] = fmaxf(old_max, r.max_val);
+    if (isfinite(v)) {
+      seen.range = numerics::merge_ranges(seen.range, {v, v});
     } else {
-      state.min_val[p] = first ? r.min_val : old_min + averaging_constant * (r.min_val - old_min);
-      state.max_val[p] = first ? r.max_val : old_max + averaging_constant * (r.max_val - old_max);
+      ++seen.nonfinite;
     }
+  }
+  __device__ void finish(int64_t p, const Observed& seen) const {
+    // Atomic, because every parameter adds to the one counter; a sum of integers has one value in any order.
+    if (seen.nonfinite) atomicAdd(reinterpret_cast<unsigned long long*>(state.nonfinite_count), seen.nonfinite);
+    const numerics::Range running{state.min_val[p], state.max_val[p]};
+    const numerics::Range updated = averaging_constant < 0.0f
+                                        ? numerics::merge_ranges(running, seen.range)
+                                        : numerics::moving_average(running, seen.range, averaging_constant);
+    state.min_val[p] = updated.min_val;
+    state.max_val[p] = updated.max_val;
   }
 };
 
@@ -178,7 +173,7 @@ cudaError_t observe(const void* x, FloatType type, ParamLayout layout, ObserverS
 }  // namespace
 
 size_t reduction_scratch_bytes(ParamLayout layout) {
-  constexpr size_t kLargest = sizeof(GradSums) > sizeof(Range) ? sizeof(GradSums) : sizeof(Range);
+  constexpr size_t kLargest = sizeof(GradSums) > sizeof(Observed) ? sizeof(GradSums) : sizeof(Observed);
   if (layout.numel() == 0) return 0;
   return static_cast<size_t>(layout.params() * blocks_per_param(layout)) * kLargest;
 }
