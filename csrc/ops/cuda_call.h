@@ -22,7 +22,7 @@ namespace torchquant::ops {
 template <auto EntryPoint, typename... Args>
 auto check_and_allocate(const char* op, Args&&... args) {
   using Signature = std::remove_pointer_t<decltype(EntryPoint)>;
-  static const auto handle = find_op<Signature>(op);
+  static const auto handle = find_op<Signature>(op);  // one per entry point
   return handle.redispatch(c10::DispatchKeySet(c10::DispatchKey::Meta), std::forward<Args>(args)...);
 }
 

@@ -56,4 +56,18 @@ cudaError_t observe_moving_average(const void* x, FloatType type, ParamLayout la
 cudaError_t qparams_from_min_max(const float* min_val, const float* max_val, float* scale, float* zero_point,
                                  int64_t params, bool symmetric, QRange range, cudaStream_t stream);
 
+// Running histograms of several channels, one after the other.
+struct Histogram {
+  int64_t* counts;  // [channels, bins]
+  float* min_val;
+  float* max_val;
+  int64_t channels;
+  int32_t bins;
+};
+
+// x: [channels, length] with length > 0. Widens each channel's range by its batch range, moves its counts and counts the
+// finite values of x. scratch: channels * bins values.
+cudaError_t observe_histogram(const float* x, int64_t length, Histogram state, const float* batch_min,
+                              const float* batch_max, int64_t* scratch, cudaStream_t stream);
+
 }  // namespace torchquant::kernels::cuda
