@@ -165,7 +165,8 @@ std::string op_layer(const Node* node, const std::string& kind) {
     for (const auto& entry : (*node->callstack())->vec()) {
       const auto& instance = std::get<2>(entry);
       if (!instance || instance->instance_name().empty() || instance->instance_name() == "SELF") continue;
-      path += (path.empty() ? "" : ".") + instance->instance_name();
+      if (!path.empty()) path += '.';
+      path += instance->instance_name();
       has_children = owns_modules(*instance->class_type());
     }
   }
