@@ -7,11 +7,11 @@ namespace torchquant::conversion {
 namespace {
 
 std::string convolution_kind(const Conversion& conversion, const Node* node) {
-  const auto weight = conversion.resolve(node->input(1));
+  const auto shape = weight_shape(conversion, node->input(1));
   const Value* transposed = argument(node, "transposed");
   const auto is_transposed = transposed ? conversion.resolve(transposed) : std::nullopt;
   const std::string name = is_transposed && is_transposed->toBool() ? "conv_transpose" : "conv";
-  return weight ? name + std::to_string(weight->toTensor().dim() - 2) + "d" : name;
+  return shape ? name + std::to_string(shape->size() - 2) + "d" : name;
 }
 
 }  // namespace

@@ -41,13 +41,13 @@ WeightFakeQuant read(const Conversion& conversion, const Node* node) {
           get("quant_max").toInt()};
 }
 
-void require_usable_scales(const at::Tensor& scale) {
+// A user's mistake, whatever happens to layers that cannot be lowered.
+void check_scales(const std::string& layer, const at::Tensor& scale) {
   const at::Tensor dense = scale.to(at::kCPU).flatten();
   const float* values = dense.const_data_ptr<float>();
   for (int64_t i = 0; i < dense.numel(); ++i) {
-    if (std::isfinite(values[i]) && values[i] > 0.0f) continue;
-    throw CannotLower("its weight's scale must be finite and > 0, got " + std::to_string(values[i]) + " at index " +
-                      std::to_string(i));
+    TORCH_CHECK(std::isfinite(values[i]) && values[i] > 0.0f, "convert: the scale of the weight of '", layer,
+                "' must be finite and > 0, got ", values[i], " at index ", i);
   }
 }
 
@@ -137,6 +137,16 @@ Node* weight_fake_quant(const Conversion& conversion, const Value* weight) {
   return nullptr;
 }
 
+std::optional<std::vector<int64_t>> weight_shape(const Conversion& conversion, const Value* weight) {
+  Known known;  // the shape of the floats before the fake-quant, which need not run for it
+  if (const Node* fake_quant = weight_fake_quant(conversion, weight)) {
+    known[fake_quant->output()] = *conversion.resolve(fake_quant->input(0));
+  }
+  const auto resolved = conversion.resolve(weight, known);
+  if (!resolved || !resolved->isTensor()) return std::nullopt;
+  return resolved->toTensor().sizes().vec();
+}
+
 std::string layer_of(const Conversion& conversion, const Value* weight) {
   const Node* fake_quant = weight_fake_quant(conversion, weight);
   const Value* value = fake_quant ? fake_quant->input(0) : weight;
@@ -150,12 +160,12 @@ IntegerWeight integer_weight(const Conversion& conversion, const Value* weight, 
   const at::NoGradGuard no_grad;
   const Node* node = weight_fake_quant(conversion, weight);
   const WeightFakeQuant fq = read(conversion, node);
-  require_usable_scales(fq.scale);
   const auto as_read = [&](const at::Tensor& tensor) {
     return conversion.resolve(weight, {{node->output(), tensor}})->toTensor();
   };
   IntegerWeight result;
   result.layer = layer_of(conversion, weight);
+  check_scales(result.layer, fq.scale);
   const auto code_type = fq.quant_max > 127 ? at::kByte : at::kChar;
   const at::Tensor codes =
       quantize(fq.weight, fq.scale, fq.zero_point, fq.axis, fq.group_size, code_type, fq.quant_min, fq.quant_max);

@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "ATen/core/Tensor.h"
 #include "convert/conversion.h"
@@ -14,6 +15,9 @@ namespace torchquant::conversion {
 // The fake-quant that stands on a weight, also where the op reads a transpose, slice or chunk of its result; nullptr where
 // the weight carries none.
 Node* weight_fake_quant(const Conversion& conversion, const Value* weight);
+
+// Shape of a stored weight as the op reads it; nullopt for one that is computed at run time.
+std::optional<std::vector<int64_t>> weight_shape(const Conversion& conversion, const Value* weight);
 
 // Path of the module that owns a weight: what the receipt calls the layer.
 std::string layer_of(const Conversion& conversion, const Value* weight);

@@ -14,7 +14,7 @@ void lower(Conversion& conversion, Node* node) {
   const auto groups = conversion.resolve(argument(node, "groups"));
   if (!groups) throw CannotLower("its groups are computed at run time");
   const bool transposed = conversion.resolve(argument(node, "transposed"))->toBool();
-  const std::vector<int64_t> shape = conversion.resolve(node->input(1))->toTensor().sizes().vec();
+  const std::vector<int64_t> shape = *weight_shape(conversion, node->input(1));
   const std::vector<int64_t> kernel(shape.begin() + 2, shape.end());
   if (kernel.empty() || kernel.size() > 2) throw CannotLower("the integer kernel convolves over 1 or 2 dimensions");
   const int64_t channels = transposed ? shape[0] / groups->toInt() : shape[1];

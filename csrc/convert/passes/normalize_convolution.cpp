@@ -55,10 +55,9 @@ bool read_padding(const Conversion& conversion, const Node* node, Settings& sett
 
 // nullopt for settings that are computed at run time.
 std::optional<Settings> read(const Conversion& conversion, const Node* node) {
-  const auto weight = conversion.resolve(node->input(1));
-  if (!weight) return std::nullopt;
+  const std::vector<int64_t> shape = *weight_shape(conversion, node->input(1));
   Settings settings;
-  settings.kernel = weight->toTensor().sizes().slice(2).vec();
+  settings.kernel.assign(shape.begin() + 2, shape.end());
   const size_t dims = settings.kernel.size();
   const auto stride = list(conversion, node, "stride", dims);
   const auto dilation = list(conversion, node, "dilation", dims);

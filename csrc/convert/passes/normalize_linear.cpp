@@ -7,7 +7,7 @@ namespace torchquant::conversion {
 namespace {
 
 bool is_matrix_weight(const Conversion& conversion, const Value* value) {
-  return weight_fake_quant(conversion, value) && conversion.resolve(value)->toTensor().dim() == 2;
+  return weight_fake_quant(conversion, value) && weight_shape(conversion, value)->size() == 2;
 }
 
 bool is_one(const Conversion& conversion, const Value* value) {
@@ -33,7 +33,7 @@ void replace(Node* last, Value* x, Value* matrix, Value* bias) {
 // The old nodes are dead then, and removed after the pass: `add` is still ahead of the walk.
 void normalize_product(const Conversion& conversion, Node* node) {
   Value* matrix = node->input(1);
-  const int64_t channels = conversion.resolve(matrix)->toTensor().size(1);
+  const int64_t channels = weight_shape(conversion, matrix)->at(1);
   Node* add = sole_user(node->output());
   Value* bias = added_bias(conversion, add, node->output(), channels);
   replace(bias ? add : node, node->input(0), matrix, bias);
