@@ -12,7 +12,7 @@ help:  ## show this list
 	@echo "With an environment that has torch already: TORCHQUANT_PYTHON=python3 make test"
 
 demo: examples  ## train, quantize, convert and run the digits demo
-	$(PYTHON) examples/digits.py --runner $(BUILD_DIR)/cpp_examples/run_quantized/run_quantized
+	@PYTHONPATH="$(CURDIR)" $(PYTHON) examples/digits.py --runner $(BUILD_DIR)/cpp_examples/run_quantized/run_quantized
 
 test: build  ## build everything and run all tests (ctest, then pytest)
 	@$(BOOTSTRAP) test

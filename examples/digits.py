@@ -8,7 +8,7 @@ converts each to integers, saves it, and runs each saved file over the whole tes
 program `cpp_examples/run_quantized`. Prints one table and the receipts; exits non-zero unless the predictions of
 Python and C++ are the same for every image and no layer stayed float unasked.
 
-    python examples/digits.py --runner build/examples/run_quantized
+    make demo
 """
 
 from __future__ import annotations

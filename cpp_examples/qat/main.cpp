@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <exception>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace tqnn = torchquant::nn;
 
@@ -100,7 +102,10 @@ int run(const std::string& path) {
   const double agreement = accuracy(integer, trained.argmax(1));
   std::printf("accuracy   QAT model %.4f   integer model from %s %.4f   same predictions %.4f\n",
               accuracy(trained, labels), path.c_str(), accuracy(integer, labels), agreement);
-  std::printf("%s", torchquant::to_text(converted.receipt).c_str());
+  for (const auto& row : converted.receipt.rows) {
+    std::printf("  %-12s %-8s %-6s %s\n", row.layer.c_str(), row.kind.c_str(), row.precision.c_str(),
+                (row.reason.empty() ? row.kernel : row.reason).c_str());
+  }
   return accuracy(integer, labels) > 0.9 && agreement > 0.98 ? 0 : 1;
 }
 
