@@ -32,6 +32,17 @@ bool is_pure(const Node* node) {
          !node->isNondeterministic();
 }
 
+// A list that a loop appends to is empty only where it is made.
+bool is_written(const Value* value) {
+  for (const auto& use : value->uses()) {
+    const c10::FunctionSchema* schema = use.user->maybeSchema();
+    if (!schema || use.offset >= schema->arguments().size()) continue;
+    const c10::AliasInfo* alias = schema->arguments()[use.offset].alias_info();
+    if (alias && alias->isWrite()) return true;
+  }
+  return false;
+}
+
 class Evaluator {
  public:
   Evaluator(const torch::jit::Module& self, const Known& known) : self_(self), values_(known) {}
@@ -39,6 +50,7 @@ class Evaluator {
   // Whether everything that `value` is made of is constant. Asked first, so that nothing is run in vain.
   bool is_constant(const Value* value) {
     if (values_.count(value) || constant_.count(value)) return true;
+    if (is_written(value)) return false;
     const Node* node = value->node();
     const bool constant = node->kind() == prim::Param ? is_self(value) : is_pure(node) && has_constant_inputs(node);
     if (constant) constant_.insert(value);

@@ -159,6 +159,10 @@ std::string parent_path(const std::string& path) {
 }
 
 std::string op_layer(const Node* node, const std::string& kind) {
+  for (const Value* input : node->inputs()) {
+    const bool is_parameter = input->type()->kind() == c10::TypeKind::TensorType && !attribute_path(input).empty();
+    if (is_parameter && !parent_path(attribute_path(input)).empty()) return parent_path(attribute_path(input));
+  }
   std::string path;
   bool has_children = true;
   if (node->callstack()) {

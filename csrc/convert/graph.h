@@ -44,8 +44,8 @@ bool moves_data(const Conversion& conversion, const Node* node);
 // Path of the attribute behind a chain of GetAttr ("conv.weight"); empty for any other value.
 std::string attribute_path(const Value* value);
 std::string parent_path(const std::string& path);
-// What the receipt calls a node without a weight: the path of the module that computes it, with `kind` added where that
-// module has children ("layer1.0.add").
+// What the receipt calls a node without a quantized weight: the owner of its parameters, else the path of the module that
+// computes it, with `kind` added where that module has children ("layer1.0.add").
 std::string op_layer(const Node* node, const std::string& kind);
 
 // Number of dimensions, if the ops and attributes before `value` determine it.

@@ -55,7 +55,7 @@ Receipt make_receipt(Conversion& conversion) {
     auto row = row_of(conversion, node);
     if (!row) continue;
     const int use = ++uses[row->layer];
-    if (use > 1) row->layer += "#" + std::to_string(use);
+    if (use > 1) row->layer.append("#").append(std::to_string(use));
     receipt.rows.push_back(std::move(*row));
   }
   return receipt;

@@ -35,6 +35,11 @@ TEST(Evaluate, RefusesRandomNumbers) { EXPECT_FALSE(evaluate_body("return torch.
 
 TEST(Evaluate, RefusesInPlaceOps) { EXPECT_FALSE(evaluate_body("return torch.neg_(self.w)")); }
 
+// The list is empty where it is made, and holds what the loop appended where it is read.
+TEST(Evaluate, RefusesAListThatALoopAppendsTo) {
+  EXPECT_FALSE(evaluate_body("pieces = [self.w]\nfor i in range(2):\n  pieces.append(self.w)\nreturn torch.cat(pieces)"));
+}
+
 TEST(Evaluate, TakesKnownValuesAsGiven) {
   const auto module = testing::make_module({{"w", at::ones({2})}}, "x", "return x * 3 + self.w");
   const auto graph = module.get_method("forward").graph();

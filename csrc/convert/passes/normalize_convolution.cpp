@@ -1,4 +1,6 @@
 // Every form of a convolution with a fake-quantized weight -> aten::convolution, so that one pass lowers them all.
+#include <algorithm>
+
 #include "convert/graph.h"
 #include "convert/passes.h"
 #include "convert/weight.h"
@@ -77,8 +79,8 @@ Value* pad_far_end(Node* node, const Settings& settings) {
   for (auto end = settings.end_padding.rbegin(); end != settings.end_padding.rend(); ++end) {
     padding.insert(padding.end(), {0, *end});
   }
-  const bool none = padding == Ints(padding.size(), 0);
-  return none ? node->input(0) : insert_before(node, "aten::constant_pad_nd", {node->input(0), padding, 0});
+  const bool any = std::any_of(padding.begin(), padding.end(), [](int64_t end) { return end != 0; });
+  return any ? insert_before(node, "aten::constant_pad_nd", {node->input(0), padding, 0}) : node->input(0);
 }
 
 void replace(Node* node, const Settings& settings) {

@@ -26,8 +26,9 @@ Value* added_bias(const Conversion& conversion, const Node* add, const Value* pr
 
 void replace(Node* last, Value* x, Value* matrix, Value* bias) {
   Value* weight = insert_before(last, "aten::t", {matrix});
-  const Argument bias_argument = bias ? Argument(bias) : Argument(c10::IValue());
-  last->output()->replaceAllUsesWith(insert_before(last, "aten::linear", {x, weight, bias_argument}));
+  std::vector<Argument> inputs{x, weight};
+  if (bias) inputs.emplace_back(bias);
+  last->output()->replaceAllUsesWith(insert_before(last, "aten::linear", inputs));
 }
 
 // The old nodes are dead then, and removed after the pass: `add` is still ahead of the walk.
