@@ -16,7 +16,7 @@ add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra>")
 if(TORCHQUANT_DEV)
   add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-Werror>)
   # GCC 12 guesses these from what inlining left over of libstdc++ and reports code that is right; they stay warnings.
-  foreach(guess maybe-uninitialized stringop-overflow stringop-overread free-nonheap-object array-bounds)
+  foreach(guess maybe-uninitialized stringop-overflow stringop-overread free-nonheap-object array-bounds restrict)
     add_compile_options("$<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-error=${guess}>")
   endforeach()
 endif()

@@ -2,6 +2,7 @@
 #include "convert/convert.h"
 
 #include <gmock/gmock.h>
+#include <ATen/TensorOperators.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
