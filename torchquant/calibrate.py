@@ -4,7 +4,13 @@ import time
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from .fake_quantize import FakeQuantize
 from .prepare import PreparedModel
@@ -16,8 +22,9 @@ _BAR_AFTER_SECONDS = 2.0
 def calibrate(prepared, batches):
     """Feeds `batches` to a prepared model and then turns its observers off and its fake-quants on.
 
-    A batch is a tensor, a tuple of arguments or a dict of keyword arguments, as the model takes them: a tuple is never taken for an (input, label)
-    pair. The model runs in eval mode without gradients. Calling this again goes on where the last call ended.
+    A batch is a tensor, a tuple of arguments or a dict of keyword arguments, as the model takes them: a tuple is never
+    taken for an (input, label) pair. The model runs in eval mode without gradients. Calling this again goes on where
+    the last call ended.
     """
     if not isinstance(prepared, PreparedModel):
         raise TypeError(f"calibrate: expected a model that torchquant.prepare returned, got {type(prepared).__name__}")
@@ -43,10 +50,14 @@ def finish_calibration(prepared):
     fake_quants = named_fake_quants(prepared)
     broken = [name for name, fake_quant in fake_quants.items() if fake_quant.nonfinite_count]
     if broken:
-        raise ValueError(f"calibrate: {_list(broken)} met infinite or NaN values; check the calibration batches and the float model")
+        raise ValueError(
+            f"calibrate: {_list(broken)} met infinite or NaN values; check the calibration batches and the float model"
+        )
     unseen = [name for name, fake_quant in fake_quants.items() if not fake_quant.observed]
     if unseen:
-        raise ValueError(f"calibrate: no batch reached {_list(unseen)}; give batches that run every layer, or keep those layers float")
+        raise ValueError(
+            f"calibrate: no batch reached {_list(unseen)}; give batches that run every layer, or keep those layers float"
+        )
     for fake_quant in fake_quants.values():
         fake_quant.enable_observer(False)
         fake_quant.enable_fake_quant(True)

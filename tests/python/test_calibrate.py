@@ -105,7 +105,11 @@ def test_empty_batches():
 @pytest.mark.parametrize(
     ("batch", "error", "message"),
     [
-        ([torch.randn(2, 4)], TypeError, "calibrate: batch 1: expected a tensor, a tuple of arguments or a dict of keyword arguments, got list"),
+        (
+            [torch.randn(2, 4)],
+            TypeError,
+            "calibrate: batch 1: expected a tensor, a tuple of arguments or a dict of keyword arguments, got list",
+        ),
         (torch.randn(2, 5), RuntimeError, "calibrate: the model does not run on batch 1: "),
         ({"y": torch.randn(2, 4)}, RuntimeError, "calibrate: the model does not run on batch 1: "),
         ((torch.randn(2, 4), None, 3), RuntimeError, "batch 1; a tuple is the model's arguments: leave labels out of it: "),

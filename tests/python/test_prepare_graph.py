@@ -144,7 +144,21 @@ def test_squeeze_and_excite_products_are_quantized():
 
 
 @pytest.mark.parametrize(
-    "activation", [nn.ReLU(), nn.ReLU6(), nn.Hardswish(), nn.SiLU(), nn.GELU(), nn.Sigmoid(), F.relu, F.relu6, F.hardswish, F.silu, F.gelu, torch.sigmoid]
+    "activation",
+    [
+        nn.ReLU(),
+        nn.ReLU6(),
+        nn.Hardswish(),
+        nn.SiLU(),
+        nn.GELU(),
+        nn.Sigmoid(),
+        F.relu,
+        F.relu6,
+        F.hardswish,
+        F.silu,
+        F.gelu,
+        torch.sigmoid,
+    ],
 )
 def test_activations_join_the_layer_before_them(activation):
     class Activated(nn.Module):
@@ -161,7 +175,9 @@ def test_activations_join_the_layer_before_them(activation):
 def test_an_activation_without_a_kernel_stays_between_floats():
     model = nn.Sequential(nn.Linear(4, 4), nn.ELU(), nn.Linear(4, 4))
     prepared = prepare(model, torch.randn(2, 4))
-    assert set(placed(prepared, "activation")) == {"input", "1"} and kept_float(prepared)["0"] == "only float operations read it"
+    assert (
+        set(placed(prepared, "activation")) == {"input", "1"} and kept_float(prepared)["0"] == "only float operations read it"
+    )
 
 
 def test_functional_calls_on_parameters_are_layers():

@@ -87,7 +87,12 @@ def test_layers_that_the_example_does_not_reach_stay_float():
 
     prepared = prepare(Branch(), torch.randn(3, 4))
     assert type(prepared.b) is nn.Linear
-    assert {"name": "b", "role": "layer", "fake_quant": None, "reason": "example_inputs do not reach it"} in prepared.torchquant_report.rows
+    assert {
+        "name": "b",
+        "role": "layer",
+        "fake_quant": None,
+        "reason": "example_inputs do not reach it",
+    } in prepared.torchquant_report.rows
 
 
 # Attention
@@ -244,9 +249,11 @@ def test_a_transformer_inside_a_traced_model():
 
     prepared = prepare(Classifier().eval(), torch.randint(20, (2, 6)))
     assert prepared.torchquant_report.graph == "torch.fx"
-    assert {"activation_fake_quants.mean", "encoder.layers.0.self_attn.query_fake_quant", "encoder.layers.0.linear2.input_fake_quant"} <= set(
-        fake_quants(prepared)
-    )
+    assert {
+        "activation_fake_quants.mean",
+        "encoder.layers.0.self_attn.query_fake_quant",
+        "encoder.layers.0.linear2.input_fake_quant",
+    } <= set(fake_quants(prepared))
     tokens = torch.randint(20, (2, 9))
     tq.calibrate(prepared, [tokens])
     assert torch.isfinite(prepared(tokens)).all()
@@ -257,7 +264,12 @@ def test_a_transformer_inside_a_traced_model():
 
 def recurrent_cases():
     for cls in (nn.LSTM, nn.GRU):
-        for settings in ({}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True, "num_layers": 2}, {"bias": False, "bidirectional": True}):
+        for settings in (
+            {},
+            {"num_layers": 2, "bidirectional": True},
+            {"batch_first": True, "num_layers": 2},
+            {"bias": False, "bidirectional": True},
+        ):
             yield pytest.param(cls, settings, id=f"{cls.__name__} {settings}")
 
 
@@ -328,13 +340,20 @@ def test_subclasses_with_a_forward_of_their_own_keep_it():
     model, x = nn.Sequential(Mine(6, 8), nn.Linear(8, 2)), torch.randn(5, 3, 6)
     prepared = prepare(model, x)
     assert type(prepared[0]) is Mine
-    assert {"name": "0", "role": "layer", "fake_quant": None, "reason": "Mine has a forward of its own"} in prepared.torchquant_report.rows
+    assert {
+        "name": "0",
+        "role": "layer",
+        "fake_quant": None,
+        "reason": "Mine has a forward of its own",
+    } in prepared.torchquant_report.rows
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"max_norm": 1.0}, "max_norm"), ({"sparse": True}, "sparse")])
 def test_embeddings_that_write_their_weight_are_refused(settings, message):
     with pytest.raises(ValueError, match=f"an Embedding with {message} cannot read fake-quantized weights"):
-        tq.prepare_qat(nn.Sequential(nn.Embedding(10, 4, **settings)), torch.zeros(2, 3, dtype=torch.long), tq.qconfigs.int8_weight_only())
+        tq.prepare_qat(
+            nn.Sequential(nn.Embedding(10, 4, **settings)), torch.zeros(2, 3, dtype=torch.long), tq.qconfigs.int8_weight_only()
+        )
 
 
 def test_groups_of_recurrent_weights():

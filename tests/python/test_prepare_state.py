@@ -103,7 +103,11 @@ def _saved(model):
     return torch.load(buffer, weights_only=False)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m)), _saved], ids=["deepcopy", "copy", "pickle", "save"])
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m)), _saved],
+    ids=["deepcopy", "copy", "pickle", "save"],
+)
 def test_copies_compute_the_same(pair, copied):
     _, prepared = pair
     again = copied(prepared)
@@ -118,14 +122,18 @@ def test_a_deepcopy_is_independent():
     with torch.no_grad():
         again.fc._parameters["weight"].zero_()
         again.activation_fake_quants.x.scale.fill_(3.0)
-    assert prepared.fc.weight.abs().sum() > 0 and not torch.equal(prepared.activation_fake_quants.x.scale, again.activation_fake_quants.x.scale)
+    assert prepared.fc.weight.abs().sum() > 0 and not torch.equal(
+        prepared.activation_fake_quants.x.scale, again.activation_fake_quants.x.scale
+    )
 
 
 def test_a_pickle_loads_in_a_process_that_prepared_nothing(tmp_path):
     import subprocess
     import sys
 
-    model = tq.prepare(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)), X, tq.qconfigs.int8_static())
+    model = tq.prepare(
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)), X, tq.qconfigs.int8_static()
+    )
     tq.calibrate(model, [X])
     torch.save({"model": model, "x": X, "y": model(X)}, tmp_path / "model.pt")
     code = (
@@ -211,7 +219,9 @@ def test_prepare_observes_and_does_not_quantize_and_prepare_qat_does_both():
     prepared, training = (make(model, X, tq.qconfigs.int8_static()) for make in (tq.prepare, tq.prepare_qat))
     torch.testing.assert_close(prepared(X), model(X), rtol=0, atol=0)
     assert not torch.equal(training(X), model(X))
-    assert all(fake_quant.observed for p in (prepared, training) for fake_quant in p.modules() if isinstance(fake_quant, FakeQuantize))
+    assert all(
+        fake_quant.observed for p in (prepared, training) for fake_quant in p.modules() if isinstance(fake_quant, FakeQuantize)
+    )
 
 
 @pytest.mark.parametrize("inputs", [X, (X,), {"x": X}], ids=["tensor", "tuple", "dict"])
@@ -262,7 +272,10 @@ def test_constants_made_in_forward_move_with_the_model():
     model, x = Constant(), torch.randn(2, 4)
     prepared = tq.prepare(model, x, tq.qconfigs.int8_static())
     torch.testing.assert_close(prepared(x), model(x))
-    assert prepared.state_dict().keys() - {name for name in prepared.state_dict() if "fake_quant" in name} == model.state_dict().keys()
+    assert (
+        prepared.state_dict().keys() - {name for name in prepared.state_dict() if "fake_quant" in name}
+        == model.state_dict().keys()
+    )
     assert copy.deepcopy(prepared).bfloat16()(x.bfloat16()).dtype == torch.bfloat16
     prepared.offset += 1
     torch.testing.assert_close(prepared(x), model(x) + 1)
@@ -289,7 +302,9 @@ def test_compile_without_graph_breaks(training):
     _, prepared = prepared_net()
     compiled = torch.compile(prepared, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(X), prepared(X))
-    qat = tq.prepare_qat(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()).train(training), X, tq.qconfigs.int8_static())
+    qat = tq.prepare_qat(
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()).train(training), X, tq.qconfigs.int8_static()
+    )
     other = copy.deepcopy(qat)
     compiled = torch.compile(qat, backend="aot_eager", fullgraph=True)
     for model in (compiled, other):
@@ -327,16 +342,28 @@ def test_nothing_to_quantize_is_refused_with_the_reasons():
     with pytest.raises(ValueError, match="nothing to quantize in Sequential:\n  0: there is no weight_only kernel for conv2d"):
         tq.prepare(nn.Sequential(nn.Conv2d(3, 3, 1)), X, tq.qconfigs.int8_weight_only())
     with pytest.raises(ValueError, match="0: the QConfig keeps it float"):
-        tq.prepare(nn.Sequential(nn.Conv2d(3, 3, 1)), X, tq.QConfigMapping(tq.qconfigs.int8_static()).set_module_type(nn.Conv2d, None))
+        tq.prepare(
+            nn.Sequential(nn.Conv2d(3, 3, 1)), X, tq.QConfigMapping(tq.qconfigs.int8_static()).set_module_type(nn.Conv2d, None)
+        )
 
 
 @pytest.mark.parametrize(
     ("model", "inputs", "error", "message"),
     [
-        (Net, [X], TypeError, "example_inputs: expected a tensor, a tuple of arguments or a dict of keyword arguments, got list"),
+        (
+            Net,
+            [X],
+            TypeError,
+            "example_inputs: expected a tensor, a tuple of arguments or a dict of keyword arguments, got list",
+        ),
         (Net, torch.randn(2, 5), RuntimeError, "the model does not run on example_inputs"),
         (lambda: 3, X, TypeError, "model must be a torch.nn.Module, got int"),
-        (lambda: torch.jit.trace(nn.Linear(2, 2), torch.randn(1, 2)), X, TypeError, "must be the Python module, got a TorchScript module"),
+        (
+            lambda: torch.jit.trace(nn.Linear(2, 2), torch.randn(1, 2)),
+            X,
+            TypeError,
+            "must be the Python module, got a TorchScript module",
+        ),
     ],
 )
 def test_bad_arguments(model, inputs, error, message):

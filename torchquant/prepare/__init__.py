@@ -18,14 +18,17 @@ __all__ = ["PreparedModel", "Report", "freeze_batch_norm", "prepare", "prepare_q
 def prepare(model, example_inputs, qconfig):
     """A copy of `model` ready for calibrate: its observers watch and nothing is quantized yet.
 
-    example_inputs is a tensor, a tuple of arguments or a dict of keyword arguments, as the model takes them; qconfig a QConfig for all layers or a
-    QConfigMapping. What was decided for every layer and tensor stands in the result's `torchquant_report`.
+    example_inputs is a tensor, a tuple of arguments or a dict of keyword arguments, as the model takes them; qconfig a
+    QConfig for all layers or a QConfigMapping. What was decided for every layer and tensor stands in the result's
+    `torchquant_report`.
     """
     return _prepare(model, example_inputs, qconfig, training=False)
 
 
 def prepare_qat(model, example_inputs, qconfig):
-    """Like prepare, for training: fake-quants are on from the first step and observers keep watching. Train it like any module."""
+    """Like prepare, for training: fake-quants are on from the first step and observers keep watching. Train it like any
+    module.
+    """
     return _prepare(model, example_inputs, qconfig, training=True)
 
 
@@ -39,7 +42,10 @@ def _prepare(model, example_inputs, qconfig, *, training):
     for name, reason in run.float_calls:
         placement.report.add(name, "layer", None, reason)
     if not placement.quantizes_anything():
-        reasons = "\n".join(f"  {row['name'] or 'the model'}: {row['reason']}" for row in placement.report.rows) or "  it has no layer that TorchQuant knows"
+        reasons = (
+            "\n".join(f"  {row['name'] or 'the model'}: {row['reason']}" for row in placement.report.rows)
+            or "  it has no layer that TorchQuant knows"
+        )
         raise ValueError(f"prepare: there is nothing to quantize in {type(model).__name__}:\n{reasons}")
     extend(prepared, mixin=PreparedModel)
     prepared.torchquant_report = placement.report
@@ -58,7 +64,9 @@ def _check(model):
         raise TypeError("prepare: model must be the Python module, got a TorchScript module")
     for path, module in model.named_modules():
         if isinstance(module, (PreparedModel, FakeQuantize)):
-            raise ValueError(f"prepare: the model is prepared already ({path or 'the model itself'} is); prepare the float model")
+            raise ValueError(
+                f"prepare: the model is prepared already ({path or 'the model itself'} is); prepare the float model"
+            )
         for name, value in vars(module).items():
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 raise ValueError(f"prepare: {path}.{name} is {RECOMPUTED_BY_HOOK}".replace(" .", " "))

@@ -13,9 +13,11 @@ class FrozenStatistics(nn.Module):
 
 
 def freeze_batch_norm(model, frozen=True):
-    """Freezes the running statistics of every batch norm in `model` (gamma and beta still train), or lets them move again.
+    """Freezes the running statistics of every batch norm in `model` (gamma and beta still train), or lets them move
+    again.
 
-    Late in quantization-aware training the statistics should stop following each batch. The setting survives model.train().
+    Late in quantization-aware training the statistics should stop following each batch. The setting survives
+    model.train().
     """
     for module in model.modules():
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -1,5 +1,5 @@
-"""Runs a model once on its example inputs and notes what placement needs to know: which layers ran, on which tensors, and which
-functional calls read a parameter."""
+"""Runs a model once on its example inputs and notes what placement needs to know: which layers ran, on which tensors,
+and which functional calls read a parameter."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -53,7 +53,9 @@ def unpack(inputs, what="example_inputs"):
         return inputs, {}
     if isinstance(inputs, dict):
         return (), inputs
-    raise TypeError(f"{what}: expected a tensor, a tuple of arguments or a dict of keyword arguments, got {type(inputs).__name__}")
+    raise TypeError(
+        f"{what}: expected a tensor, a tuple of arguments or a dict of keyword arguments, got {type(inputs).__name__}"
+    )
 
 
 @contextlib.contextmanager
@@ -115,7 +117,9 @@ class _Recorder(TorchFunctionMode):
             self.run.functional_calls.append(FunctionalCall(caller, function, owner, parameter, data))
         else:
             name = f"{caller}.{function.__name__}".lstrip(".")
-            self.run.float_calls.append((name, f"the weight of this {COMPUTE_FUNCTIONS[function].kind} is not a parameter itself"))
+            self.run.float_calls.append(
+                (name, f"the weight of this {COMPUTE_FUNCTIONS[function].kind} is not a parameter itself")
+            )
 
 
 def run_example(model, args, kwargs):

@@ -1,14 +1,18 @@
-"""Places fake-quants in a traced graph: on the input of every quantized compute layer and on the output of every fused group.
+"""Places fake-quants in a traced graph: on the input of every quantized compute layer and on the output of every fused
+group.
 
-A value that an integer kernel produces and another one reads gets one fake-quant, which all its readers share. A value that only float operations
-read, and the model's output, gets none. Float operations that read the same value as a quantized layer keep reading the float one if a float
-operation produced it: a residual stream stays as precise as it was.
+A value that an integer kernel produces and another one reads gets one fake-quant, which all its readers share. A value
+that only float operations read, and the model's output, gets none. Float operations that read the same value as a
+quantized layer keep reading the float one if a float operation produced it: a residual stream stays as precise as it
+was.
 
 The rules in terms of the graph:
-- A compute layer opens a group; batch norm, one residual add and one activation join it, as long as each value in between has one reader.
-- Adds, products, pools, concatenations, activations and shape operations compute on integers if an input comes from integers and their
-  own output is wanted as integers. Everything else is float.
-- Shape operations and concatenations pass qparams through, so what they read carries the fake-quant and all inputs of a concatenation share it.
+- A compute layer opens a group; batch norm, one residual add and one activation join it, as long as each value in
+  between has one reader.
+- Adds, products, pools, concatenations, activations and shape operations compute on integers if an input comes from
+  integers and their own output is wanted as integers. Everything else is float.
+- Shape operations and concatenations pass qparams through, so what they read carries the fake-quant and all inputs of a
+  concatenation share it.
 """
 
 import re
@@ -19,17 +23,28 @@ from torch import fx, nn
 
 from . import module_placement
 from .fx_trace import module_path
-from .patterns import COMPUTE_FUNCTIONS, Kind, averages_space, compute_layer, kind_of_function, kind_of_method, kind_of_module
+from .patterns import (
+    COMPUTE_FUNCTIONS,
+    Kind,
+    averages_space,
+    compute_layer,
+    kind_of_function,
+    kind_of_method,
+    kind_of_module,
+)
 from .quantized_parameter import add_submodule
 
 CONTAINER = "activation_fake_quants"
 _PASSES_QPARAMS = (Kind.SHAPE, Kind.CONCAT, Kind.IDENTITY)
+_FOLLOWS_ITS_INPUT = (Kind.ACTIVATION, Kind.POOL, *_PASSES_QPARAMS)  # integers in, integers out
 # how far a fused group has come: what may still join it
 _COMPUTED, _NORMALIZED, _ADDED = range(3)
 
 
 def place(placement, graph, run):
-    """Adds weight fake-quants to the model's layers and activation fake-quants to the graph and the model's `activation_fake_quants`."""
+    """Adds weight fake-quants to the model's layers and activation fake-quants to the graph and the model's
+    `activation_fake_quants`.
+    """
     _Placer(placement, graph, run).place()
 
 
@@ -120,13 +135,15 @@ class _Placer:
             if any(x in self.integer for x in inputs):
                 self.integer.add(node)
                 self.stage[node] = _ADDED
-                if kind is Kind.ADD:  # a sum joins the group of one operand; the other one is its residual
-                    any(_shape(x) == _shape(node) and self._fuse(x, node, upto=_NORMALIZED, then=_ADDED) for x in inputs)
-        if kind in (Kind.ACTIVATION, Kind.POOL, Kind.CONCAT, Kind.SHAPE, Kind.IDENTITY) and any(x in self.integer for x in inputs):
+                if kind is Kind.ADD:
+                    self._join_sum(node, inputs)
+        if kind in _FOLLOWS_ITS_INPUT and any(x in self.integer for x in inputs):
             self.integer.add(node)
 
     def _fuse(self, node, reader, upto, then):
-        """Lets `reader` join the group that ends in `node`, if that has come no further than `upto` and nothing else reads `node`."""
+        """Lets `reader` join the group that ends in `node`, if that has come no further than `upto` and nothing else
+        reads `node`.
+        """
         readers = [user for user in node.users if self.kinds[user] is not Kind.METADATA]
         alone = readers == [reader] and _inputs(reader, self.kinds[reader]).count(node) == 1
         if not alone or self.stage.get(node, _ADDED + 1) > upto:
@@ -136,6 +153,13 @@ class _Placer:
         if then is not None:
             self.stage[reader] = then
         return True
+
+    def _join_sum(self, node, operands):
+        """A sum joins the group of one operand; the other one is its residual."""
+        for operand in operands:
+            same_shape = operand.meta["value"].shape == node.meta["value"].shape
+            if same_shape and self._fuse(operand, node, upto=_NORMALIZED, then=_ADDED):
+                return
 
     def _group_end(self, node):
         while node in self.fused:
@@ -205,7 +229,8 @@ class _Placer:
             add_submodule(self.model, CONTAINER, container)
 
     def _reads_dynamic(self, user, data, spec):
-        return self.kinds.get(user) is Kind.COMPUTE and self.settings[user] and self.settings[user].activation == spec and _argument(user, 0, "input") is data
+        settings = self.settings.get(user)
+        return settings is not None and settings.activation == spec and _argument(user, 0, "input") is data
 
     def _emit_static(self, node, container, made):
         wanted = self.wanted[node]
@@ -249,9 +274,12 @@ class _Placer:
         self.placement.report.add(self._describe(node), "activation", fake_quant.target, f"read by {names}")
 
     def _describe(self, node):
-        """A unique name for what a node gives: the path of the layer, or the operation's name below the path of the module that ran it."""
+        """A unique name for what a node gives: the path of the layer, or the operation's name below the path of the
+        module that ran it.
+        """
         if node not in self.names:
-            name = node.target if node.op in ("call_module", "get_attr", "placeholder") else f"{module_path(node)}.{_operation(node)}".lstrip(".")
+            named = node.op in ("call_module", "get_attr", "placeholder")
+            name = node.target if named else f"{module_path(node)}.{_operation(node)}".lstrip(".")
             taken = sum(stem == name for stem, _ in self.names.values())
             self.names[node] = name, f"{name}#{taken + 1}" if taken else name
         return self.names[node][1]
@@ -287,7 +315,3 @@ def _holds_tensors(node):
     if isinstance(value, (tuple, list)):
         return bool(value) and all(isinstance(x, torch.Tensor) and x.is_floating_point() for x in value)
     return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
-def _shape(node):
-    return node.meta["value"].shape

@@ -1,4 +1,5 @@
-"""Traces a model with torch.fx into a graph that follows train() and eval(), and turns such a graph back into a forward function."""
+"""Traces a model with torch.fx into a graph that follows train() and eval(), and turns such a graph back into a forward
+function."""
 
 import inspect
 import math
@@ -95,7 +96,11 @@ def _split_arguments(model, args, kwargs):
             fixed[parameter.name] = value
         else:
             raise Untraceable(f"argument {parameter.name!r} is a {type(value).__name__}")
-    variadic = {p.name for p in inspect.signature(type(model).forward).parameters.values() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    variadic = {
+        p.name
+        for p in inspect.signature(type(model).forward).parameters.values()
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
     if any(bound.arguments.get(name) for name in variadic):
         raise Untraceable("example_inputs use forward's variadic arguments")
     return fixed, graph_inputs
@@ -117,7 +122,8 @@ def _trace_once(model, fixed, graph_inputs, training):
 
 
 def _follow_training(graph, training_graph):
-    """Where a constant of the eval graph is another one in train mode, lets the `training` of the module that chose it choose."""
+    """Where a constant of the eval graph is another one in train mode, lets the `training` of the module that chose it
+    choose."""
     nodes, training_nodes = list(graph.nodes), list(training_graph.nodes)
     if [(n.op, str(n.target)) for n in nodes] != [(n.op, str(n.target)) for n in training_nodes]:
         raise Untraceable("it computes something else in train mode than in eval mode")
@@ -203,7 +209,11 @@ def _same(ours, theirs):
         return ours is theirs or ours == theirs or (isinstance(ours, float) and math.isclose(ours, theirs))
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False
-    return torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True) if ours.is_floating_point() else torch.equal(ours, theirs)
+    return (
+        torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
+        if ours.is_floating_point()
+        else torch.equal(ours, theirs)
+    )
 
 
 def forward_of(graph, model, args, kwargs):
@@ -229,4 +239,3 @@ def forward_of(graph, model, args, kwargs):
 
 class _Name(str):
     __repr__ = str.__str__
-

@@ -1,6 +1,7 @@
 """Places fake-quants module by module: each compute layer fake-quantizes its own input.
 
-This is for models that torch.fx cannot trace, and for the insides of torch.nn modules that torch.fx keeps whole (attention, transformer layers).
+This is for models that torch.fx cannot trace, and for the insides of torch.nn modules that torch.fx keeps whole
+(attention, transformer layers).
 """
 
 import torch
@@ -12,15 +13,16 @@ from .modules import attention, recurrent, transformer
 from .patterns import COMPUTE_FUNCTIONS, FLOAT_LAYERS, compute_layer, runs_as
 from .quantized_parameter import add_submodule, extend, functional_input_name
 
-
 # layers whose forward prepare replaces, unless it is the user's
 _WHOLE = (nn.MultiheadAttention, nn.LSTM, nn.GRU)
 
 
 class FunctionalInputs(nn.Module):
-    """Mixed into a module whose forward calls F.linear and its like on quantized parameters: fake-quantizes the inputs of those calls.
+    """Mixed into a module whose forward calls F.linear and its like on quantized parameters: fake-quantizes the inputs
+    of those calls.
 
-    torch.compile runs such a forward uncompiled, for it cannot follow the mark that a weight carries from its property to the call.
+    torch.compile runs such a forward uncompiled, for it cannot follow the mark that a weight carries from its property
+    to the call.
     """
 
     @torch.compiler.disable

@@ -1,4 +1,5 @@
-"""The one list of what prepare knows about operations: which compute, which ride along in the same kernel, which pass codes through.
+"""The one list of what prepare knows about operations: which compute, which ride along in the same kernel, which pass
+codes through.
 
 Whatever is not listed here runs in float by design. The converter has a kernel for everything that is.
 """
@@ -56,7 +57,8 @@ COMPUTE_FUNCTIONS = {
 # Products that are layers too when an operand is a parameter, and that have no kernel.
 FLOAT_PRODUCTS = frozenset({
     torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum, torch.mv, torch.conv3d, F.bilinear,
-    torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__, torch.Tensor.mm, torch.Tensor.bmm, torch.Tensor.addmm, torch.Tensor.mv,
+    torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__, torch.Tensor.mm,
+    torch.Tensor.bmm, torch.Tensor.addmm, torch.Tensor.mv,
 })  # fmt: skip
 # Layers with weights and no integer kernel. They are named in the report, so that nobody takes them for quantized.
 FLOAT_LAYERS = (
@@ -106,7 +108,9 @@ _METHOD_KINDS = {method: kind for kind, methods in _METHODS.items() for method i
 
 
 def compute_layer(module):
-    """The compute layer that a module is, judged by the forward that it runs: a subclass with a forward of its own is not one."""
+    """The compute layer that a module is, judged by the forward that it runs: a subclass with a forward of its own is
+    not one.
+    """
     for cls, layer in COMPUTE_MODULES.items():
         if runs_as(module, cls):
             return layer
@@ -135,7 +139,9 @@ def kind_of_function(function, arguments, keywords):
     kind = _FUNCTION_KINDS.get(function, Kind.FLOAT) if _hashable(function) else Kind.FLOAT
     if function is F.interpolate and keywords.get("mode", arguments[3] if len(arguments) > 3 else "nearest") != "nearest":
         return Kind.FLOAT
-    if function is F.pad and not _pads_with_zero(*arguments[2:], **{k: v for k, v in keywords.items() if k in ("mode", "value")}):
+    if function is F.pad and not _pads_with_zero(
+        *arguments[2:], **{k: v for k, v in keywords.items() if k in ("mode", "value")}
+    ):
         return Kind.FLOAT
     return kind if _passes_codes(kind, keywords) else Kind.FLOAT
 
@@ -146,7 +152,9 @@ def kind_of_method(name, keywords):
 
 
 def _passes_codes(kind, settings):
-    """False for the settings of an operation that leave its kernel: a scaled add, pooling that returns indices, smooth resizing."""
+    """False for the settings of an operation that leave its kernel: a scaled add, pooling that returns indices, smooth
+    resizing.
+    """
     if kind is Kind.SHAPE:
         return not settings.get("return_indices") and settings.get("mode", "nearest") in ("nearest", "constant")
     if kind is Kind.ADD:

@@ -1,4 +1,5 @@
-"""What both ways of placing fake-quants share: how each layer is to run, one fake-quant per weight, and the report of all decisions."""
+"""What both ways of placing fake-quants share: how each layer is to run, one fake-quant per weight, and the report of
+all decisions."""
 
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +12,8 @@ from .patterns import ComputeLayer
 from .quantized_parameter import add_weight_fake_quant
 
 RECOMPUTED_BY_HOOK = (
-    "a plain tensor that a hook recomputes (torch.nn.utils.weight_norm or spectral_norm); use torch.nn.utils.parametrizations instead"
+    "a plain tensor that a hook recomputes (torch.nn.utils.weight_norm or spectral_norm); "
+    "use torch.nn.utils.parametrizations instead"
 )
 
 
@@ -26,8 +28,8 @@ class LayerSettings:
 
 @dataclass
 class Report:
-    """What prepare decided, a dict per layer, weight or tensor: "name", "role" ("layer", "weight" or "activation"), "fake_quant" (its path in
-    the prepared model, None for what stays float) and "reason"."""
+    """What prepare decided, a dict per layer, weight or tensor: "name", "role" ("layer", "weight" or "activation"),
+    "fake_quant" (its path in the prepared model, None for what stays float) and "reason"."""
 
     graph: str  # "torch.fx", or why the model was prepared module by module
     rows: list[dict] = field(default_factory=list)
@@ -39,7 +41,9 @@ class Report:
 
     def __str__(self):
         width = max((len(row["name"]) for row in self.rows), default=0)
-        lines = (f"{row['name']:<{width}}  {row['role']:<10}  {row['fake_quant'] or 'float'}: {row['reason']}" for row in self.rows)
+        lines = (
+            f"{row['name']:<{width}}  {row['role']:<10}  {row['fake_quant'] or 'float'}: {row['reason']}" for row in self.rows
+        )
         return "\n".join((f"placement: {self.graph}", *lines))
 
 
@@ -79,7 +83,8 @@ class Placement:
         return LayerSettings(mode, activation, qconfig.weight)
 
     def quantize_weight(self, path, parameter, layer: ComputeLayer, settings: LayerSettings):
-        """Gives a parameter its fake-quant and makes it read as the fake-quantized value. A parameter that has two owners gets one."""
+        """Gives a parameter its fake-quant and makes it read as the fake-quantized value. A parameter that has two
+        owners gets one."""
         owner = self.model.get_submodule(path)
         name = f"{path}.{parameter}" if path else parameter
         if isinstance(owner, nn.Embedding):
@@ -114,7 +119,9 @@ class Placement:
             fake_quant.update_qparams()
             self._weights[key] = fake_quant, name
         elif fake_quant.spec != spec:
-            raise ValueError(f"prepare: {first} and {name} are one parameter, so they need one QConfig; got {fake_quant.spec} and {spec}")
+            raise ValueError(
+                f"prepare: {first} and {name} are one parameter, so they need one QConfig; got {fake_quant.spec} and {spec}"
+            )
         shared = f", shared with {first}" if first and first != name else ""
         self.report.add(name, "weight", f"{name}_fake_quant", f"weight of {layer.kind}, {settings.mode}{shared}")
         return fake_quant

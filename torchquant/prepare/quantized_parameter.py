@@ -1,9 +1,10 @@
 """Swaps the class of a module for a cached subclass of it, the one way in which prepare changes what a module does.
 
-The subclass keeps the user's class as its base, so isinstance, attributes, methods and hyper-parameters stay as they are, and the parameters
-stay where they were, so the float model's state_dict loads. What a subclass adds is written in its Recipe: parameters that read as their
-fake-quantized value, behaviour from mixins, a forward generated from a traced graph. A class made at run time cannot be imported by name;
-instances are therefore pickled as their recipe and rebuilt from it.
+The subclass keeps the user's class as its base, so isinstance, attributes, methods and hyper-parameters stay as they
+are, and the parameters stay where they were, so the float model's state_dict loads. What a subclass adds is written in
+its Recipe: parameters that read as their fake-quantized value, behaviour from mixins, a forward generated from a traced
+graph. A class made at run time cannot be imported by name; instances are therefore pickled as their recipe and rebuilt
+from it.
 """
 
 import importlib
@@ -107,7 +108,9 @@ def _make_class(recipe):
     }
     if recipe.graph is not None:
         members["forward"] = recipe.graph.function
-    return types.new_class(f"Prepared{base.__name__}", (*recipe.mixins, base), exec_body=lambda namespace: namespace.update(members))
+    return types.new_class(
+        f"Prepared{base.__name__}", (*recipe.mixins, base), exec_body=lambda namespace: namespace.update(members)
+    )
 
 
 def _quantized_parameter(base, name, marked):
@@ -148,7 +151,9 @@ def add_weight_fake_quant(module, parameter, fake_quant: FakeQuantize):
 def add_submodule(module, name, child):
     """Registers a fake-quant. (Plain add_module asks hasattr, which would run a parameter's property.)"""
     if name in module._modules or name in module.__dict__:
-        raise ValueError(f"prepare: {type(module).__name__} already has an attribute named {name!r}, which TorchQuant needs for a fake-quant")
+        raise ValueError(
+            f"prepare: {type(module).__name__} already has an attribute named {name!r}, which TorchQuant needs for a fake-quant"
+        )
     nn.Module.__setattr__(module, name, child)
 
 
@@ -156,7 +161,9 @@ def _reduce_ex(self, protocol):
     recipe = recipe_of(self)
     _, arguments, *rest = super(_class_of(recipe), self).__reduce_ex__(protocol)
     if not arguments or arguments[0] is not type(self):
-        raise pickle.PicklingError(f"{recipe.base.__qualname__} defines its own pickling, which a prepared model cannot follow; save its state_dict()")
+        raise pickle.PicklingError(
+            f"{recipe.base.__qualname__} defines its own pickling, which a prepared model cannot follow; save its state_dict()"
+        )
     return (_rebuild, (recipe, *arguments[1:]), *rest)
 
 

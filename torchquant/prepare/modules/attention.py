@@ -1,8 +1,8 @@
 """nn.MultiheadAttention whose projections are ordinary quantized linear layers.
 
-torch's own forward hands all weights to one function and never calls out_proj. This one computes the same numbers from F.linear,
-scaled_dot_product_attention and a call of out_proj, so that each projection has its fake-quants and converts like any linear layer.
-The attention product itself stays float by design.
+torch's own forward hands all weights to one function and never calls out_proj. This one computes the same numbers from
+F.linear, scaled_dot_product_attention and a call of out_proj, so that each projection has its fake-quants and converts
+like any linear layer. The attention product itself stays float by design.
 """
 
 import math
@@ -20,10 +20,20 @@ _NOT_PACKED = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 class QuantizedAttention(nn.Module):
     def forward(
-        self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, average_attn_weights=True, is_causal=False
+        self,
+        query,
+        key,
+        value,
+        key_padding_mask=None,
+        need_weights=True,
+        attn_mask=None,
+        average_attn_weights=True,
+        is_causal=False,
     ):
         if query.dim() not in (2, 3) or key.dim() != query.dim() or value.dim() != query.dim():
-            raise ValueError(f"MultiheadAttention: query, key and value must all be 2-D or all 3-D, got {query.dim()}-D, {key.dim()}-D, {value.dim()}-D")
+            raise ValueError(
+                f"MultiheadAttention: query, key and value must all be 2-D or all 3-D, got {query.dim()}-D, {key.dim()}-D, {value.dim()}-D"
+            )
         if is_causal and attn_mask is None:
             raise ValueError("MultiheadAttention: is_causal is a hint about attn_mask, so attn_mask must be given too")
         batched, batch_first = query.dim() == 3, self.batch_first and query.dim() == 3
@@ -77,7 +87,9 @@ class QuantizedAttention(nn.Module):
         return F.linear(x, self.in_proj_weight[rows], bias)
 
     def _split_heads(self, x, batch_first):
-        """(batch, heads, length, head_dim) from (batch, length, embed_dim), (length, batch, embed_dim) or (length, embed_dim)."""
+        """(batch, heads, length, head_dim) from (batch, length, embed_dim), (length, batch, embed_dim) or (length,
+        embed_dim).
+        """
         x = x if x.dim() == 3 else x.unsqueeze(1)
         x = x.unflatten(-1, (self.num_heads, self.head_dim))
         return x.transpose(1, 2) if batch_first else x.permute(1, 2, 0, 3)
@@ -112,7 +124,13 @@ def _fake_quantize_rows(fake_quant, weight, rows):
     if spec.axis is not None:
         scale, zero_point = scale[rows], zero_point[rows]
     return torch.ops.torchquant.fake_quantize(
-        weight[rows], scale, zero_point, axis=spec.axis, group_size=spec.group_size, quant_min=spec.quant_min, quant_max=spec.quant_max
+        weight[rows],
+        scale,
+        zero_point,
+        axis=spec.axis,
+        group_size=spec.group_size,
+        quant_min=spec.quant_min,
+        quant_max=spec.quant_max,
     )
 
 
@@ -125,7 +143,10 @@ def place(placement, inputs, path, module, call):
     if packed is None and output is None:
         return
     if module.bias_k is not None or module.add_zero_attn:
-        raise ValueError(f"prepare: {path or 'the model'}: MultiheadAttention with add_bias_kv or add_zero_attn is not supported; keep it float with set_module_name")
+        raise ValueError(
+            f"prepare: {path or 'the model'}: MultiheadAttention with add_bias_kv or add_zero_attn is not supported; "
+            "keep it float with QConfigMapping.set_module_name"
+        )
     prefix = f"{path}." if path else ""
     if packed is not None:
         for parameter in ("in_proj_weight",) if module._qkv_same_embed_dim else _NOT_PACKED:
@@ -134,7 +155,9 @@ def place(placement, inputs, path, module, call):
         if packed.activation is not None:
             given = dict(zip(_INPUTS, call.args)) | call.kwargs
             for name in _INPUTS:
-                add_submodule(module, f"{name}_fake_quant", inputs.of(given[name], packed.activation, f"{prefix}{name}_fake_quant"))
+                add_submodule(
+                    module, f"{name}_fake_quant", inputs.of(given[name], packed.activation, f"{prefix}{name}_fake_quant")
+                )
     if output is not None:
         placement.quantize_weight(f"{prefix}out_proj", "weight", LINEAR, output)
         if output.activation is not None:

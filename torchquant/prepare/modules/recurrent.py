@@ -1,9 +1,10 @@
 """nn.LSTM and nn.GRU as linear layers and a loop over time.
 
-torch runs them as one fused function of all weights. Here each direction of each layer is one product over the whole sequence for the inputs and
-one per step for the hidden state, both ordinary quantized linear layers. Activations are quantized per row as they come (their range changes at
-every step, so a fixed one would have to fit all). The loop is plain Python for training and torch.compile, and the same code as a scripted
-function while torch.jit.trace runs, so that the trace holds a loop over whatever length it is given.
+torch runs them as one fused function of all weights. Here each direction of each layer is one product over the whole
+sequence for the inputs and one per step for the hidden state, both ordinary quantized linear layers. Activations are
+quantized per row as they come (their range changes at every step, so a fixed one would have to fit all). The loop is
+plain Python for training and torch.compile, and the same code as a scripted function while torch.jit.trace runs, so
+that the trace holds a loop over whatever length it is given.
 """
 
 import functools
@@ -17,7 +18,12 @@ from torch.nn.utils.rnn import PackedSequence
 from ...qconfigs import int8_dynamic
 from ..patterns import ComputeLayer
 from ..placement import LayerSettings
-from ..quantized_parameter import add_submodule, extend, recipe_of, weight_fake_quant_name
+from ..quantized_parameter import (
+    add_submodule,
+    extend,
+    recipe_of,
+    weight_fake_quant_name,
+)
 
 _MODES = frozenset({"static", "dynamic", "weight_only"})
 
@@ -33,7 +39,16 @@ def _per_row(hidden: Tensor, quant_min: int, quant_max: int) -> Tensor:
     )
 
 
-def _lstm_loop(inputs: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, bias: Tensor | None, backwards: bool, quant_min: int, quant_max: int):
+def _lstm_loop(
+    inputs: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    backwards: bool,
+    quant_min: int,
+    quant_max: int,
+):
     outputs: list[Tensor] = []
     length = inputs.size(0)
     for i in range(length):
@@ -48,7 +63,9 @@ def _lstm_loop(inputs: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, bia
     return torch.stack(outputs), hidden, cell
 
 
-def _gru_loop(inputs: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, backwards: bool, quant_min: int, quant_max: int):
+def _gru_loop(
+    inputs: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, backwards: bool, quant_min: int, quant_max: int
+):
     outputs: list[Tensor] = []
     length = inputs.size(0)
     for i in range(length):
@@ -73,7 +90,9 @@ def _scripted(loop):
 class _QuantizedRecurrent(nn.Module):
     def forward(self, input, hx=None):
         if isinstance(input, PackedSequence):
-            raise TypeError(f"{recipe_of(self).base.__name__}: a quantized recurrent layer takes padded tensors, got a PackedSequence")
+            raise TypeError(
+                f"{recipe_of(self).base.__name__}: a quantized recurrent layer takes padded tensors, got a PackedSequence"
+            )
         batched = input.dim() == 3
         if input.dim() not in (2, 3):
             raise ValueError(f"{recipe_of(self).base.__name__}: input must be 2-D or 3-D, got {input.dim()}-D")
@@ -110,13 +129,21 @@ class _QuantizedRecurrent(nn.Module):
     def _run_direction(self, x, states, layer, direction):
         suffix = f"_l{layer}" + ("_reverse" if direction else "")
         fake_quant = self._modules.get("activation_fake_quant")
-        inputs = F.linear(x if fake_quant is None else fake_quant(x), self._weight(f"weight_ih{suffix}"), self._bias(f"bias_ih{suffix}"))
+        inputs = F.linear(
+            x if fake_quant is None else fake_quant(x), self._weight(f"weight_ih{suffix}"), self._bias(f"bias_ih{suffix}")
+        )
         quant_min, quant_max = 0, 0
         if fake_quant is not None and fake_quant.fake_quant_enabled:
             quant_min, quant_max = fake_quant.spec.quant_min, fake_quant.spec.quant_max
         loop = _scripted(self.loop) if torch.jit.is_tracing() else self.loop
         return loop(
-            inputs, *states, self._weight(f"weight_hh{suffix}"), self._bias(f"bias_hh{suffix}"), bool(direction), quant_min, quant_max
+            inputs,
+            *states,
+            self._weight(f"weight_hh{suffix}"),
+            self._bias(f"bias_hh{suffix}"),
+            bool(direction),
+            quant_min,
+            quant_max,
         )
 
     def _weight(self, name):
@@ -139,7 +166,12 @@ class QuantizedGRU(_QuantizedRecurrent):
 
 def _weight_names(module):
     directions = ("", "_reverse") if module.bidirectional else ("",)
-    return [f"weight_{of}_l{layer}{direction}" for layer in range(module.num_layers) for direction in directions for of in ("ih", "hh")]
+    return [
+        f"weight_{of}_l{layer}{direction}"
+        for layer in range(module.num_layers)
+        for direction in directions
+        for of in ("ih", "hh")
+    ]
 
 
 def place(placement, path, module, call):

@@ -1,7 +1,8 @@
 """nn.TransformerEncoder and its layer: kept on the path that calls their layers.
 
-In eval mode both may run one fused kernel on the weights of their children, past every fake-quant. Each asks an attribute first whether it may;
-the mixins here answer no, and torch's own forward does the rest: the same masks, norm_first, dropout and numbers.
+In eval mode both may run one fused kernel on the weights of their children, past every fake-quant. Each asks an
+attribute first whether it may; the mixins here answer no, and torch's own forward does the rest: the same masks,
+norm_first, dropout and numbers.
 """
 
 from torch import nn
