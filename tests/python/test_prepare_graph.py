@@ -172,12 +172,17 @@ def test_activations_join_the_layer_before_them(activation):
     assert len(placed(prepare(Activated(), torch.randn(2, 4)), "activation")) == 2  # the input, and the activation's output
 
 
-def test_an_activation_without_a_kernel_stays_between_floats():
-    model = nn.Sequential(nn.Linear(4, 4), nn.ELU(), nn.Linear(4, 4))
+@pytest.mark.parametrize("function", [nn.ELU(), nn.LeakyReLU(), nn.Mish()])
+def test_a_function_that_no_kernel_runs_is_a_table_between_two_fake_quants(function):
+    model = nn.Sequential(nn.Linear(4, 4), function, nn.Linear(4, 4))
+    assert set(placed(prepare(model, torch.randn(2, 4)), "activation")) == {"input", "0", "1"}
+
+
+def test_a_function_without_table_stays_between_floats():
+    model = nn.Sequential(nn.Linear(4, 4), nn.PReLU(), nn.Linear(4, 4))
     prepared = prepare(model, torch.randn(2, 4))
-    assert (
-        set(placed(prepared, "activation")) == {"input", "1"} and kept_float(prepared)["0"] == "only float operations read it"
-    )
+    assert set(placed(prepared, "activation")) == {"input", "1"}
+    assert kept_float(prepared)["0"] == "only float operations read it"
 
 
 def test_functional_calls_on_parameters_are_layers():

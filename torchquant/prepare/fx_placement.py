@@ -9,7 +9,7 @@ was.
 The rules in terms of the graph:
 - A compute layer opens a group; batch norm, one residual add and one activation join it, as long as each value in
   between has one reader.
-- Adds, products, pools, concatenations, activations and shape operations compute on integers if an input comes from
+- Adds, products, pools, concatenations, functions of one tensor and shape operations compute on integers if an input comes from
   integers and their own output is wanted as integers. Everything else is float.
 - Shape operations and concatenations pass qparams through, so what they read carries the fake-quant and all inputs of a
   concatenation share it.
@@ -36,7 +36,7 @@ from .quantized_parameter import add_submodule
 
 CONTAINER = "activation_fake_quants"
 _PASSES_QPARAMS = (Kind.SHAPE, Kind.CONCAT, Kind.IDENTITY)
-_FOLLOWS_ITS_INPUT = (Kind.ACTIVATION, Kind.POOL, *_PASSES_QPARAMS)  # integers in, integers out
+_FOLLOWS_ITS_INPUT = (Kind.ACTIVATION, Kind.TABLE, Kind.POOL, *_PASSES_QPARAMS)  # integers in, integers out
 # how far a fused group has come: what may still join it
 _COMPUTED, _NORMALIZED, _ADDED = range(3)
 

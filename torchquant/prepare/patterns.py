@@ -19,6 +19,7 @@ class Kind(enum.Enum):
     ADD = "add"
     MUL = "mul"
     ACTIVATION = "activation"
+    TABLE = "table"  # a function of one tensor: a table of codes where its input and its output are quantized
     POOL = "pool"  # averages: new qparams on the output
     CONCAT = "concat"  # all inputs and the output share one fake-quant
     SHAPE = "shape"  # moves codes and leaves their values alone
@@ -68,6 +69,7 @@ FLOAT_LAYERS = (
 _MODULES = {
     Kind.NORM: (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm),
     Kind.ACTIVATION: (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh),
+    Kind.TABLE: (nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.Mish, nn.Softplus, nn.Softsign, nn.LogSigmoid),
     Kind.POOL: (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
     Kind.SHAPE: (nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d, nn.Upsample, nn.ZeroPad1d, nn.ZeroPad2d),
     Kind.IDENTITY: (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Identity),
@@ -78,6 +80,10 @@ _FUNCTIONS = {
     Kind.ACTIVATION: (
         F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, F.hardtanh, F.hardtanh_, F.hardswish, F.hardsigmoid, F.silu, F.gelu,
         F.sigmoid, torch.sigmoid, torch.sigmoid_, F.tanh, torch.tanh, torch.tanh_,
+    ),
+    Kind.TABLE: (
+        F.leaky_relu, F.leaky_relu_, F.elu, F.elu_, F.celu, torch.celu, F.selu, torch.selu, F.mish, F.softplus,
+        F.softsign, F.logsigmoid,
     ),
     Kind.POOL: (F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.adaptive_avg_pool1d, torch.mean),
     Kind.CONCAT: (torch.cat, torch.concat, torch.concatenate),

@@ -1,0 +1,122 @@
+"""Prepared models all the way through the converter: every layer that prepare quantized has its integer kernel."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import torchquant as tq
+
+
+class Recurrent(nn.Module):
+    def __init__(self, cls):
+        super().__init__()
+        self.embedding, self.rnn = nn.Embedding(20, 16), cls(16, 8, 2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, tokens):
+        return self.head(self.rnn(self.embedding(tokens))[0][:, -1])
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(20, 16), nn.Linear(16, 3)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+
+    def forward(self, tokens):
+        return self.head(self.encoder(self.embedding(tokens)).mean(1))
+
+
+class CrossAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x, memory):
+        return self.head(self.attention(x, memory, memory, need_weights=False)[0])
+
+
+class FunctionalUntraceable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.out = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = F.relu(F.linear(x, self.q.weight, self.q.bias)) if x.sum() < 1e9 else x
+        return self.out(x)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(20, 16), nn.Linear(16, 20, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        return self.head(self.embedding(tokens))
+
+
+class Convolutional(nn.Module):
+    """Residual, depthwise, squeeze and excite, concatenation, transposed, table."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.depthwise = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        )
+        self.gate, self.branch, self.up = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1), nn.ConvTranspose2d(12, 4, 2, stride=2)
+        self.elu, self.last = nn.ELU(), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = F.hardswish(self.bn(self.conv(x)))
+        x = F.relu(self.depthwise(x) + x)
+        x = x * F.hardsigmoid(self.gate(F.adaptive_avg_pool2d(x, 1)))
+        x = self.up(F.max_pool2d(torch.cat([x, F.silu(self.branch(x))], 1), 2))
+        return self.last(F.dropout(self.elu(x), 0.2, self.training).mean((2, 3)))
+
+
+TOKENS = torch.randint(20, (2, 6))
+CASES = [
+    pytest.param(lambda: Recurrent(nn.LSTM), TOKENS, id="lstm"),
+    pytest.param(lambda: Recurrent(nn.GRU), TOKENS, id="gru"),
+    pytest.param(Encoder, TOKENS, id="encoder"),
+    pytest.param(CrossAttention, (torch.randn(2, 5, 16), torch.randn(2, 7, 16)), id="cross attention"),
+    pytest.param(FunctionalUntraceable, torch.randn(3, 16), id="functional"),
+    pytest.param(Tied, TOKENS, id="tied"),
+]
+
+
+def assert_converts(model, inputs, qconfig, tolerance):
+    prepared = tq.prepare(model.eval(), inputs, qconfig)
+    tq.calibrate(prepared, [inputs])
+    quantized = tq.convert(prepared, inputs)  # on_fallback="error": a layer left float would raise
+    args = inputs if isinstance(inputs, tuple) else (inputs,)
+    with torch.no_grad():
+        expected = prepared(*args)
+        difference = (quantized(*args) - expected).norm() / expected.norm()
+    assert difference < tolerance
+    weights = [row for row in prepared.torchquant_report.rows if row["role"] == "weight"]
+    integer = [row for row in quantized.receipt.rows if row["precision"] == "int8"]
+    assert len(integer) >= len(weights)
+    return quantized
+
+
+@pytest.mark.parametrize(("model", "inputs"), CASES)
+@pytest.mark.parametrize("qconfig", [tq.qconfigs.int8_static, tq.qconfigs.int8_dynamic, tq.qconfigs.int8_weight_only])
+def test_sequence_models(model, inputs, qconfig):
+    assert_converts(model(), inputs, qconfig(), tolerance=0.02)
+
+
+def test_convolutional_model():
+    quantized = assert_converts(Convolutional(), torch.randn(2, 3, 8, 8), tq.qconfigs.int8_static(), tolerance=0.05)
+    assert [row["layer"] for row in quantized.receipt.rows if row["precision"] == "float"] == []
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
+def test_torchvision_models(name):
+    models = pytest.importorskip("torchvision.models")
+    quantized = assert_converts(models.get_model(name, weights=None), torch.randn(2, 3, 64, 64), tq.qconfigs.int8_static(), 0.2)
+    assert [row["layer"] for row in quantized.receipt.rows if row["precision"] == "float"] == []
