@@ -11,6 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchquant.fake_quantize import FakeQuantize
@@ -19,6 +20,14 @@ from torchquant.tracing import Trace
 
 MAX_STEP = 1
 MAX_DIFFERING = 0.001
+
+# Ops that pick, move or repeat values. A fake-quant behind them stands for the op before them: the converter moves quantize up there,
+# which changes nothing because quantize is monotonic and acts on each value alone.
+_MOVERS = frozenset(
+    "_reshape_alias _unsafe_view alias as_strided cat clone constant_pad_nd detach expand flip index_select max_pool1d max_pool2d "
+    "max_pool2d_with_indices permute pixel_shuffle pixel_unshuffle repeat reshape roll select slice split split_with_sizes squeeze stack "
+    "t transpose unbind unsqueeze upsample_nearest1d upsample_nearest2d view".split()
+)
 
 
 @dataclass
@@ -47,28 +56,57 @@ def layer_agreement(prepared: torch.nn.Module, quantized: QuantizedModel, inputs
     return comparison.rows
 
 
-def _fake_quantized_codes(trace: Trace) -> dict[str, list[torch.Tensor]]:
-    """For each static activation fake-quant the integers that stand for its outputs, one tensor per call."""
-    codes = defaultdict(list)
+class _Reference(TorchDispatchMode):
+    """Runs the fake-quantized model and notes, for each static activation fake-quant, the codes of the tensors that it stands for."""
 
-    def remember(path):
-        def hook(module, args, output):
-            # Exact: output is (code - zero_point) * scale, and codes are small.
-            codes[path].append((output / module.scale).round() + module.zero_point)
+    def __init__(self):
+        super().__init__()
+        self.sources: dict[int, list[torch.Tensor]] = {}  # of a moved tensor: what it was made of
+        self.alive: list = []  # so that no two tensors share an address
+        self.codes: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func._schema.name.split("::")[1] in _MOVERS:
+            sources = list(args[0]) if isinstance(args[0], (tuple, list)) else [args[0]]
+            for moved in pytree.tree_leaves(result):
+                self.sources[moved._cdata] = sources
+                self.alive.append((moved, sources))
+        return result
+
+    def watch(self, path: str):
+        def hook(fake_quant, args):
+            spec = fake_quant.spec
+            for origin in self._origins(args[0]):
+                codes = torch.ops.torchquant.quantize(
+                    origin, fake_quant.scale, fake_quant.zero_point,
+                    dtype=spec.dtype, quant_min=spec.quant_min, quant_max=spec.quant_max)  # fmt: skip
+                self.codes[path].append(codes)
 
         return hook
 
+    def _origins(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        sources = self.sources.get(tensor._cdata)
+        if sources is None:
+            return [tensor]
+        return [origin for source in sources for origin in self._origins(source)]
+
+
+def _fake_quantized_codes(trace: Trace) -> dict[str, list[torch.Tensor]]:
+    reference = _Reference()
     handles = [
-        module.register_forward_hook(remember(path))
+        module.register_forward_pre_hook(reference.watch(path))
         for path, module in trace.model.named_modules()
         if isinstance(module, FakeQuantize) and not module.spec.dynamic and module.spec.axis is None
     ]
     try:
-        trace.run_model(trace.inputs)
+        # Inference mode, because views that autograd knows about are not the tensors that the dispatcher saw.
+        with torch.inference_mode(), reference:
+            trace.run_model(trace.inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return codes
+    return reference.codes
 
 
 class _Comparison(TorchDispatchMode):
@@ -77,27 +115,40 @@ class _Comparison(TorchDispatchMode):
     def __init__(self, receipt_rows: list[dict], codes: dict[str, list[torch.Tensor]]):
         super().__init__()
         self.pending = [row for row in receipt_rows if row["kernel"]]
-        self.codes = {path: list(calls) for path, calls in codes.items()}
+        self.codes = codes
         self.rows: list[LayerAgreement] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if not self.pending or not self._is_kernel_of(func, self.pending[0]):
+        if not self.pending or not _is_kernel_of(func, self.pending[0]):
             return result
         row = self.pending.pop(0)
         if row["output"] is None:
             return result
-        expected = self.codes[row["output"]].pop(0)
-        difference = (result.to(torch.int32) - expected.to(torch.int32)).abs()
+        expected = self._take_expected(row, result)
+        difference = _difference(result, expected)
         differing = (difference > 0).double().mean().item() if difference.numel() else 0.0
         largest = int(difference.max()) if difference.numel() else 0
         self.rows.append(LayerAgreement(row["layer"], difference.numel(), differing, largest))
         return torch.empty_like(result).copy_(expected)  # in the memory format of the kernel's own result
 
+    def _take_expected(self, row: dict, result: torch.Tensor) -> torch.Tensor:
+        """A concatenation's fake-quant stands for several layers: the tensor that is nearest is this layer's."""
+        codes = self.codes[row["output"]]
+        fitting = [i for i, tensor in enumerate(codes) if tensor.numel() == result.numel()]
+        if not fitting:
+            raise RuntimeError(f"layer_agreement: {row['layer']} writes {list(result.shape)}, and nothing of that size reaches {row['output']}")
+        nearest = min(fitting, key=lambda i: int((_difference(result, codes[i].reshape(result.shape)) > 0).sum()))
+        return codes.pop(nearest).reshape(result.shape)
+
     def check_complete(self) -> None:
         if self.pending:
             raise RuntimeError(f"layer_agreement: no op ran for these receipt rows: {', '.join(row['layer'] for row in self.pending)}")
 
-    @staticmethod
-    def _is_kernel_of(func, row: dict) -> bool:
-        return func.namespace == "torchquant" and row["kernel"].split("/")[0] == func._schema.name.split("::")[1]
+
+def _is_kernel_of(func, row: dict) -> bool:
+    return func.namespace == "torchquant" and row["kernel"].split("/")[0] == func._schema.name.split("::")[1]
+
+
+def _difference(result: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    return (result.to(torch.int32) - expected.to(torch.int32)).abs()

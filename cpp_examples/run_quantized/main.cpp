@@ -23,7 +23,6 @@ constexpr const char* kUsage =
     "  --batch  rows per call; all rows if not given      --runs    measured calls (100)\n"
     "  --threads CPU threads                              --output  write the outputs for torch.load\n"
     "  --plain  MODEL is any TorchScript file, run unverified (to compare with a float model)\n"
-    "  --plain  MODEL is any TorchScript file, taken unverified: to compare with the float model\n"
     "  --json   print one JSON document\n";
 
 struct Options {
@@ -57,8 +56,6 @@ Options parse(int argc, char** argv) {
       options.threads = static_cast<int>(positive_number(argument, value()));
     } else if (argument == "--output") {
       options.output = value();
-    } else if (argument == "--plain") {
-      options.plain = true;
     } else if (argument == "--plain") {
       options.plain = true;
     } else if (argument == "--json") {

@@ -1,6 +1,7 @@
 """Traces a model with torch.fx into a graph that follows train() and eval(), and turns such a graph back into a forward
 function."""
 
+import dataclasses
 import inspect
 import math
 
@@ -192,9 +193,18 @@ def _check_output(model, graph, run, values):
     recorder = _Values(model, graph=graph)
     with evaluating(model), torch.no_grad(), repeatable():
         output = recorder.run(*values)
-    ours, theirs = pytree.tree_leaves(output), pytree.tree_leaves(run.output)
+    ours, theirs = list(_leaves(output)), list(_leaves(run.output))
     if len(ours) != len(theirs) or not all(_same(*pair) for pair in zip(ours, theirs)):
         raise Untraceable("the traced graph computes something else than the model")
+
+
+def _leaves(value):
+    """What pytree finds, and what the dataclasses hold that it was not told of."""
+    for leaf in pytree.tree_leaves(value):
+        if dataclasses.is_dataclass(leaf):
+            yield from _leaves([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+        else:
+            yield leaf
 
 
 class _Values(fx.Interpreter):
