@@ -1,6 +1,6 @@
 // The passes that emit fused ops: the graph after each, with the constants that the integer contract prescribes.
-#include <gmock/gmock.h>
 #include <ATen/TensorOperators.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "ATen/Functions.h"

@@ -1,8 +1,8 @@
 // convert() as a whole: what it computes, what its module and receipt hold, and each of its errors.
 #include "convert/convert.h"
 
-#include <gmock/gmock.h>
 #include <ATen/TensorOperators.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
