@@ -9,7 +9,8 @@ namespace torchquant::conversion {
 namespace {
 
 std::string identifier(std::string name) {
-  std::replace_if(name.begin(), name.end(), [](unsigned char c) { return !std::isalnum(c); }, '_');
+  std::replace_if(
+      name.begin(), name.end(), [](unsigned char c) { return !std::isalnum(c); }, '_');
   return std::isdigit(static_cast<unsigned char>(name[0])) ? "_" + name : name;
 }
 
@@ -37,14 +38,17 @@ torch::jit::Value* Conversion::buffer(const std::string& name, const at::Tensor&
   return value;
 }
 
-void Conversion::set_row(const torch::jit::Node* node, ReceiptRow row) { rows_[node] = std::move(row); }
+void Conversion::set_lowered(const torch::jit::Node* node, ReceiptRow row) {
+  const std::string backend = node->kind().is_aten() ? "/aten" : "/reference";
+  row.kernel = node->kind().toUnqualString() + backend;
+  if (row.precision.empty()) row.precision = "int8";
+  rows_[node] = std::move(row);
+}
 
-void Conversion::set_fallback(const torch::jit::Node* node, ReceiptRow row, const std::string& reason) {
-  row.precision = "float";
-  row.kernel.clear();
-  row.reason = reason;
-  set_row(node, std::move(row));
-  fallbacks_[node] = true;
+void Conversion::set_fallback(const torch::jit::Node* node, const std::string& layer, const std::string& kind,
+                              const std::string& reason) {
+  rows_[node] = {.layer = layer, .kind = kind, .precision = "float", .reason = reason};
+  fallbacks_.insert(node);
 }
 
 const ReceiptRow* Conversion::row(const torch::jit::Node* node) const {

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "archive/receipt.h"
@@ -17,8 +18,8 @@
 
 namespace torchquant::conversion {
 
-// Why a layer cannot run on integers. Thrown by what reads a layer, before it has changed the graph; caught by the pass,
-// which records a fallback.
+// Why a layer cannot run on integers. Thrown by what reads a layer, before it has changed the graph; caught by the
+// pass, which records a fallback.
 struct CannotLower : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -45,8 +46,11 @@ class Conversion {
   torch::jit::Value* buffer(const std::string& name, const at::Tensor& tensor);
 
   // What the receipt says of a node. `row.layer` is numbered ("conv#2") when the receipt is made.
-  void set_row(const torch::jit::Node* node, ReceiptRow row);
-  void set_fallback(const torch::jit::Node* node, ReceiptRow row, const std::string& reason);
+  // Of an op on integers; its kernel is the op's own, its precision int8 unless the row says otherwise.
+  void set_lowered(const torch::jit::Node* node, ReceiptRow row);
+  // Of a layer that was to be lowered and stays float.
+  void set_fallback(const torch::jit::Node* node, const std::string& layer, const std::string& kind,
+                    const std::string& reason);
   const ReceiptRow* row(const torch::jit::Node* node) const;
   bool is_fallback(const torch::jit::Node* node) const;
 
@@ -57,7 +61,7 @@ class Conversion {
   std::vector<std::pair<at::Tensor, torch::jit::Value*>> buffers_;
   // No node that has a row is destroyed before the receipt is made, so its address stays its own.
   std::unordered_map<const torch::jit::Node*, ReceiptRow> rows_;
-  std::unordered_map<const torch::jit::Node*, bool> fallbacks_;
+  std::unordered_set<const torch::jit::Node*> fallbacks_;
 };
 
 }  // namespace torchquant::conversion

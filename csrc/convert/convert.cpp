@@ -113,17 +113,17 @@ void check_convertible(Conversion& conversion) {
                 "', and a converted module holds constants only; return the value instead");
   }
   TORCH_CHECK(found, "convert: nothing to quantize: ",
-              converted ? "the module is converted already"
-                        : "no torchquant::fake_quantize stands in its forward. Call prepare and calibrate (or prepare_qat "
-                          "and train) first, with a QConfig that covers at least one layer");
+              converted
+                  ? "the module is converted already"
+                  : "no torchquant::fake_quantize stands in its forward. Call prepare and calibrate (or prepare_qat "
+                    "and train) first, with a QConfig that covers at least one layer");
 }
 
 void check_fallbacks(Conversion& conversion, const ConvertOptions& options) {
   const std::string fallbacks = conversion::list_fallbacks(conversion);
   if (options.on_fallback == Fallback::kAllow || fallbacks.empty()) return;
   const auto count = std::count(fallbacks.begin(), fallbacks.end(), '\n') + 1;
-  TORCH_CHECK(false, "convert: ", count, count == 1 ? " layer" : " layers",
-              " cannot run on integers:\n", fallbacks,
+  TORCH_CHECK(false, "convert: ", count, count == 1 ? " layer" : " layers", " cannot run on integers:\n", fallbacks,
               "\nGive ", count == 1 ? "it" : "them",
               " a QConfig of None, or convert with on_fallback=\"allow\" (C++: Fallback::kAllow) to keep float layers");
 }

@@ -1,5 +1,5 @@
-// Turns a prepared TorchScript module (a graph of fake-quants) into one of fused integer ops. Called by C++ users, by the
-// Python bindings and by the command line.
+// Turns a prepared TorchScript module (a graph of fake-quants) into one of fused integer ops. Called by C++ users, by
+// the Python bindings and by the command line.
 #pragma once
 
 #include "archive/receipt.h"

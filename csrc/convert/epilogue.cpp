@@ -105,8 +105,7 @@ Epilogue match_epilogue(const Conversion& conversion, Node* compute, const Epilo
     if (!name.empty()) result.fused.push_back(name);
     user = sole_user(user->output());
   };
-  if (user && parts.batch_norm_channels && is_aten(user, {"batch_norm"}) &&
-      user->input(0) == result.last()->output()) {
+  if (user && parts.batch_norm_channels && is_aten(user, {"batch_norm"}) && user->input(0) == result.last()->output()) {
     result.batch_norm = batch_norm_of(conversion, user, *parts.batch_norm_channels);
     if (result.batch_norm) take("batch_norm");
   }

@@ -1,5 +1,5 @@
-// What follows a compute op and goes into its kernel: batch norm, residual add, activation, quantize. Called by the passes
-// that lower convolutions, linear layers, adds and products.
+// What follows a compute op and goes into its kernel: batch norm, residual add, activation, quantize. Called by the
+// passes that lower convolutions, linear layers, adds and products.
 #pragma once
 
 #include <optional>
@@ -31,8 +31,8 @@ struct Epilogue {
   std::optional<BatchNorm> batch_norm;
   std::optional<Quantized> residual;
   Activation activation;
-  QuantParams output;       // dtype Float where no quantize follows
-  std::string output_path;  // of its fake-quant
+  QuantParams output;              // dtype Float where no quantize follows
+  std::string output_path;         // of its fake-quant
   std::vector<std::string> fused;  // for the receipt
 
   Node* last() const { return nodes.back(); }
@@ -48,7 +48,8 @@ struct EpilogueParts {
 // Follows the only readers of `compute`.
 Epilogue match_epilogue(const Conversion& conversion, Node* compute, const EpilogueParts& parts);
 
-// The ops' arguments activation ... output_dtype, and residual_multiplier and residual_zero_point if there is a residual.
+// The ops' arguments activation ... output_dtype, and residual_multiplier and residual_zero_point if there is a
+// residual.
 std::vector<Argument> epilogue_arguments(const Epilogue& epilogue);
 // Only activation and activation_args, for the ops whose output is float.
 std::vector<Argument> activation_arguments(const Epilogue& epilogue);

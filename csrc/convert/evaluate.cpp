@@ -67,7 +67,9 @@ class Evaluator {
   }
 
  private:
-  bool is_self(const Value* value) const { return value == value->owningGraph()->inputs().at(0) && value->type() == self_.type(); }
+  bool is_self(const Value* value) const {
+    return value == value->owningGraph()->inputs().at(0) && value->type() == self_.type();
+  }
 
   bool has_constant_inputs(const Node* node) {
     for (const Value* input : node->inputs()) {

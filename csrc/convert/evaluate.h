@@ -13,8 +13,8 @@ namespace torchquant::conversion {
 
 using Known = std::unordered_map<const torch::jit::Value*, c10::IValue>;
 
-// The value of `value` if it is made of constants, attributes of `self` and pure ops over them; nullopt if it depends on
-// an input. Values in `known` are taken as given, which evaluates a part of the graph on other tensors.
+// The value of `value` if it is made of constants, attributes of `self` and pure ops over them; nullopt if it depends
+// on an input. Values in `known` are taken as given, which evaluates a part of the graph on other tensors.
 std::optional<c10::IValue> evaluate(const torch::jit::Value* value, const torch::jit::Module& self,
                                     const Known& known = {});
 

@@ -13,12 +13,17 @@ namespace {
 namespace prim = c10::prim;
 
 const std::unordered_set<std::string>& movers() {
-  static const std::unordered_set<std::string> names{
-      "reshape",   "flatten",      "unflatten",    "permute",   "transpose",   "swapaxes",     "swapdims",
-      "movedim",   "t",            "numpy_T",      "squeeze",   "unsqueeze",   "slice",        "select",
-      "narrow",    "index_select", "expand",       "repeat",    "contiguous",  "clone",        "flip",
-      "roll",      "pixel_shuffle", "pixel_unshuffle", "chunk", "split",       "split_with_sizes", "unsafe_chunk",
-      "unsafe_split", "unbind",    "tensor_split", "alias",     "detach"};
+  static const std::unordered_set<std::string> names{"reshape",      "flatten",       "unflatten",
+                                                     "permute",      "transpose",     "swapaxes",
+                                                     "swapdims",     "movedim",       "t",
+                                                     "numpy_T",      "squeeze",       "unsqueeze",
+                                                     "slice",        "select",        "narrow",
+                                                     "index_select", "expand",        "repeat",
+                                                     "contiguous",   "clone",         "flip",
+                                                     "roll",         "pixel_shuffle", "pixel_unshuffle",
+                                                     "chunk",        "split",         "split_with_sizes",
+                                                     "unsafe_chunk", "unsafe_split",  "unbind",
+                                                     "tensor_split", "alias",         "detach"};
   return names;
 }
 
@@ -189,9 +194,30 @@ std::optional<int64_t> rank_of(const Conversion& conversion, const Value* value)
   if (is_aten(node, {"conv2d", "conv_transpose2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"})) return 4;
   if (is_aten(node, {"conv1d", "conv_transpose1d", "max_pool1d", "avg_pool1d", "adaptive_avg_pool1d"})) return 3;
   if (is_aten(node, {"convolution", "_convolution", "_convolution_mode"})) return rank_of(conversion, node->input(1));
-  if (is_aten(node, {"batch_norm", "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh",
-                     "linear", "contiguous", "dropout", "softmax", "layer_norm", "permute", "transpose", "slice", "clone",
-                     "constant_pad_nd", "upsample_nearest1d", "upsample_nearest2d", "leaky_relu", "clamp"}) ||
+  if (is_aten(node, {"batch_norm",
+                     "relu",
+                     "relu6",
+                     "hardtanh",
+                     "hardswish",
+                     "hardsigmoid",
+                     "silu",
+                     "gelu",
+                     "sigmoid",
+                     "tanh",
+                     "linear",
+                     "contiguous",
+                     "dropout",
+                     "softmax",
+                     "layer_norm",
+                     "permute",
+                     "transpose",
+                     "slice",
+                     "clone",
+                     "constant_pad_nd",
+                     "upsample_nearest1d",
+                     "upsample_nearest2d",
+                     "leaky_relu",
+                     "clamp"}) ||
       node->kind() == kind::fake_quantize || node->kind() == kind::quantize || node->kind() == kind::dequantize) {
     return rank_of(conversion, node->input(0));
   }
@@ -267,8 +293,7 @@ QuantParams quantize_params(const Conversion& conversion, const Node* quantize) 
   QuantParams params;
   read_code_range(conversion, quantize->output(), params);
   params.scale = static_cast<float>(number(conversion, quantize->input(1), path));
-  params.zero_point =
-      as_zero_point(number(conversion, quantize->input(2), path), params.quant_min, params.quant_max);
+  params.zero_point = as_zero_point(number(conversion, quantize->input(2), path), params.quant_min, params.quant_max);
   return params;
 }
 

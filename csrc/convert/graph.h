@@ -28,8 +28,8 @@ inline const c10::Symbol quantized_conv = c10::Symbol::fromQualString("torchquan
 bool is_aten(const Node* node, std::initializer_list<const char*> names);
 
 // ---- walking ----------------------------------------------------------------------------------------------------
-// The nodes of a graph in program order, those of loops and branches included. A snapshot: a pass may insert nodes while it
-// walks it, and destroy those that it has passed.
+// The nodes of a graph in program order, those of loops and branches included. A snapshot: a pass may insert nodes
+// while it walks it, and destroy those that it has passed.
 std::vector<Node*> all_nodes(torch::jit::Graph& graph);
 
 // The only reader of `value`, if it stands in the same block (moving work into a loop would repeat it).
@@ -44,8 +44,8 @@ bool moves_data(const Conversion& conversion, const Node* node);
 // Path of the attribute behind a chain of GetAttr ("conv.weight"); empty for any other value.
 std::string attribute_path(const Value* value);
 std::string parent_path(const std::string& path);
-// What the receipt calls a node without a quantized weight: the owner of its parameters, else the path of the module that
-// computes it, with `kind` added where that module has children ("layer1.0.add").
+// What the receipt calls a node without a quantized weight: the owner of its parameters, else the path of the module
+// that computes it, with `kind` added where that module has children ("layer1.0.add").
 std::string op_layer(const Node* node, const std::string& kind);
 
 // Number of dimensions, if the ops and attributes before `value` determine it.

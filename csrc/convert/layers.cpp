@@ -44,7 +44,7 @@ void for_each_layer(Conversion& conversion, std::initializer_list<const char*> k
     try {
       lower(layer);
     } catch (const CannotLower& reason) {
-      conversion.set_fallback(layer, {layer_of(conversion, layer_weight(layer)), layer_kind(conversion, layer), "", "", "", {}, {}, ""},
+      conversion.set_fallback(layer, layer_of(conversion, layer_weight(layer)), layer_kind(conversion, layer),
                               reason.what());
     }
   }

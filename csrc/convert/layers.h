@@ -16,8 +16,8 @@ std::string layer_kind(const Conversion& conversion, const Node* node);
 // The weight that a node reads; nullptr for a node that is no layer.
 Value* layer_weight(const Node* node);
 
-// Calls `lower` for each layer of these aten kinds that has a fake-quantized weight and is no fallback yet. A CannotLower
-// that it throws becomes the layer's fallback.
+// Calls `lower` for each layer of these aten kinds that has a fake-quantized weight and is no fallback yet. A
+// CannotLower that it throws becomes the layer's fallback.
 void for_each_layer(Conversion& conversion, std::initializer_list<const char*> kinds,
                     const std::function<void(Node*)>& lower);
 

@@ -8,7 +8,9 @@ namespace {
 
 namespace prim = c10::prim;
 
-bool is_resize(const Node* node) { return is_aten(node, {"upsample_nearest1d", "upsample_nearest2d", "__interpolate"}); }
+bool is_resize(const Node* node) {
+  return is_aten(node, {"upsample_nearest1d", "upsample_nearest2d", "__interpolate"});
+}
 
 Node* insert_max_pool(Conversion& conversion, Node* node, Value* codes, const QuantParams& params) {
   const size_t dims = is_aten(node, {"max_pool1d"}) ? 1 : 2;
@@ -20,8 +22,7 @@ Node* insert_max_pool(Conversion& conversion, Node* node, Value* codes, const Qu
                                  {"dilation", get("dilation")},
                                  {"ceil_mode", argument(node, "ceil_mode")},
                                  {"pad_value", params.quant_min}});
-  conversion.set_row(pooled->node(),
-                     {op_layer(node, "max_pool"), "pool", "int8", "quantized_max_pool/reference", "", {}, {}, ""});
+  conversion.set_lowered(pooled->node(), {.layer = op_layer(node, "max_pool"), .kind = "pool"});
   return pooled->node();
 }
 
@@ -68,7 +69,7 @@ Value* insert_concat(Conversion& conversion, Node* node, std::vector<Value*> cod
   torch::jit::Graph& graph = conversion.graph();
   Node* list = graph.createList(c10::TensorType::get(), codes)->insertBefore(node);
   Node* joined = copy_with_input(node, list->output());
-  conversion.set_row(joined, {op_layer(node, "concat"), "concat", "int8", "cat/aten", "", {}, {}, ""});
+  conversion.set_lowered(joined, {.layer = op_layer(node, "concat"), .kind = "concat"});
   return joined->output();
 }
 

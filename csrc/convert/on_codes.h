@@ -1,5 +1,5 @@
-// Ops that do to integer codes what they do to the floats that the codes stand for. Called by the passes that move quantize
-// and dequantize past them.
+// Ops that do to integer codes what they do to the floats that the codes stand for. Called by the passes that move
+// quantize and dequantize past them.
 #pragma once
 
 #include "convert/conversion.h"
@@ -7,8 +7,8 @@
 
 namespace torchquant::conversion {
 
-// Whether insert_on_codes knows the op. It may still refuse the codes: ATen resizes no int8, and no code may stand for a
-// padding value.
+// Whether insert_on_codes knows the op. It may still refuse the codes: ATen resizes no int8, and no code may stand for
+// a padding value.
 bool acts_on_codes(const Conversion& conversion, const Node* node);
 
 // Inserts, in front of `node`, the op that computes its result on `codes` of its first input, or nullptr.

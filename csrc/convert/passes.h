@@ -10,7 +10,8 @@ namespace torchquant::conversion {
 void remove_identities(Conversion& conversion);
 // view -> reshape (integer convolutions give channels-last tensors), and ranks that are known -> constants.
 void normalize_shapes(Conversion& conversion);
-// conv1d, conv2d, conv_transpose1d/2d, _convolution, _convolution_mode with a fake-quantized weight -> aten::convolution.
+// conv1d, conv2d, conv_transpose1d/2d, _convolution, _convolution_mode with a fake-quantized weight ->
+// aten::convolution.
 void normalize_convolution(Conversion& conversion);
 // matmul, mm, addmm on a fake-quantized weight -> aten::linear.
 void normalize_linear(Conversion& conversion);
@@ -38,7 +39,8 @@ void lower_average_pool(Conversion& conversion);
 // add and mul of two quantized tensors.
 void lower_add(Conversion& conversion);
 void lower_mul(Conversion& conversion);
-// Pointwise functions between two quantized tensors -> a table; quantize of what is quantized already -> nothing or a table.
+// Pointwise functions between two quantized tensors -> a table; quantize of what is quantized already -> nothing or a
+// table.
 void lower_pointwise(Conversion& conversion);
 
 // Marks every layer with a fake-quant that is still there as a fallback, and stores its weight as floats.

@@ -27,11 +27,14 @@ at::Tensor stored_bias(const Conversion& conversion, const Value* bias) {
 
 StaticLayer read_static_layer(const Conversion& conversion, Node* node, const WeightLayout& layout, int64_t depth) {
   const at::NoGradGuard no_grad;
-  StaticLayer layer{*quantized(conversion, node->input(0)), integer_weight(conversion, node->input(1), layout),
-                    stored_bias(conversion, node->input(2)), {}};
+  StaticLayer layer{*quantized(conversion, node->input(0)),
+                    integer_weight(conversion, node->input(1), layout),
+                    stored_bias(conversion, node->input(2)),
+                    {}};
   require_symmetric_per_channel(layer.weight);
   require_int32_sum(depth);
-  layer.epilogue = match_epilogue(conversion, node, {.batch_norm_channels = layer.weight.scale.size(0), .residual = true});
+  layer.epilogue =
+      match_epilogue(conversion, node, {.batch_norm_channels = layer.weight.scale.size(0), .residual = true});
   return layer;
 }
 
@@ -53,12 +56,15 @@ void emit_static_layer(Conversion& conversion, const StaticLayer& layer, const s
   arguments.insert(arguments.end(), tail.begin(), tail.end());
 
   Value* out = insert_before(epilogue.last(), "torchquant::" + op, inputs, arguments);
-  ReceiptRow row{weight.layer, kind, weight.precision(), kernel_name(op), "", epilogue.fused, {layer.x.path}, epilogue.output_path};
+  ReceiptRow row{.layer = weight.layer,
+                 .kind = kind,
+                 .precision = weight.precision(),
+                 .fused = epilogue.fused,
+                 .inputs = {layer.x.path},
+                 .output = epilogue.output_path};
   if (epilogue.residual) row.inputs.push_back(epilogue.residual->path);
-  conversion.set_row(out->node(), std::move(row));
+  conversion.set_lowered(out->node(), std::move(row));
   replace_nodes(epilogue, out);
 }
-
-std::string kernel_name(const std::string& op) { return op + "/reference"; }
 
 }  // namespace torchquant::conversion

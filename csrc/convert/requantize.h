@@ -30,7 +30,4 @@ StaticLayer read_static_layer(const Conversion& conversion, Node* node, const We
 void emit_static_layer(Conversion& conversion, const StaticLayer& layer, const std::string& op, const std::string& kind,
                        std::vector<Argument> own_arguments);
 
-// "quantized_conv/reference": what the receipt calls the kernel of an op.
-std::string kernel_name(const std::string& op);
-
 }  // namespace torchquant::conversion

@@ -16,7 +16,8 @@ constexpr const char* kByDesign = "float by design";
 std::string float_kind(const Node* node) {
   if (is_aten(node, {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"})) return "norm";
   if (is_aten(node, {"softmax", "log_softmax"})) return "softmax";
-  if (is_aten(node, {"matmul", "bmm", "baddbmm", "mm", "addmm", "einsum", "scaled_dot_product_attention"})) return "matmul";
+  if (is_aten(node, {"matmul", "bmm", "baddbmm", "mm", "addmm", "einsum", "scaled_dot_product_attention"}))
+    return "matmul";
   return "";
 }
 
@@ -32,16 +33,18 @@ std::string mixed_kind(const Conversion& conversion, const Node* node) {
 
 std::optional<ReceiptRow> row_of(const Conversion& conversion, const Node* node) {
   if (const ReceiptRow* row = conversion.row(node)) return *row;
+  const auto stays_float = [](const std::string& layer, const std::string& kind, const std::string& reason) {
+    return ReceiptRow{.layer = layer, .kind = kind, .precision = "float", .reason = reason};
+  };
   if (const Value* weight = layer_weight(node)) {
-    return ReceiptRow{layer_of(conversion, weight), layer_kind(conversion, node), "float", "",
-                      "its weight carries no fake-quant", {}, {}, ""};
+    return stays_float(layer_of(conversion, weight), layer_kind(conversion, node), "its weight carries no fake-quant");
   }
   if (const std::string kind = float_kind(node); !kind.empty()) {
-    return ReceiptRow{op_layer(node, kind), kind, "float", "", kByDesign, {}, {}, ""};
+    return stays_float(op_layer(node, kind), kind, kByDesign);
   }
   if (const std::string kind = mixed_kind(conversion, node); !kind.empty()) {
-    return ReceiptRow{op_layer(node, kind), kind, "float", "",
-                      std::string(kByDesign) + ": not every tensor around it is quantized", {}, {}, ""};
+    return stays_float(op_layer(node, kind), kind,
+                       std::string(kByDesign) + ": not every tensor around it is quantized");
   }
   return std::nullopt;
 }

@@ -12,8 +12,8 @@
 
 namespace torchquant::conversion {
 
-// The fake-quant that stands on a weight, also where the op reads a transpose, slice or chunk of its result; nullptr where
-// the weight carries none.
+// The fake-quant that stands on a weight, also where the op reads a transpose, slice or chunk of its result; nullptr
+// where the weight carries none.
 Node* weight_fake_quant(const Conversion& conversion, const Value* weight);
 
 // Shape of a stored weight as the op reads it; nullopt for one that is computed at run time.
@@ -30,11 +30,11 @@ struct WeightLayout {
 
 struct IntegerWeight {
   std::string layer;
-  at::Tensor codes;                  // int8, in the shape that the op reads
-  at::Tensor scale;                  // fp32 [O], or [O, K / group_size]
-  at::Tensor zero_point;             // fp32 like scale; undefined where 0 everywhere
+  at::Tensor codes;       // int8, in the shape that the op reads
+  at::Tensor scale;       // fp32 [O], or [O, K / group_size]
+  at::Tensor zero_point;  // fp32 like scale; undefined where 0 everywhere
   std::optional<int64_t> group_size;
-  int64_t bits = 8;                  // 8 or 4
+  int64_t bits = 8;  // 8 or 4
   int64_t quant_min = -127;
 
   std::string precision() const { return bits == 4 ? "int4" : "int8"; }

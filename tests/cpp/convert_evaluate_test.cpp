@@ -37,7 +37,8 @@ TEST(Evaluate, RefusesInPlaceOps) { EXPECT_FALSE(evaluate_body("return torch.neg
 
 // The list is empty where it is made, and holds what the loop appended where it is read.
 TEST(Evaluate, RefusesAListThatALoopAppendsTo) {
-  EXPECT_FALSE(evaluate_body("pieces = [self.w]\nfor i in range(2):\n  pieces.append(self.w)\nreturn torch.cat(pieces)"));
+  EXPECT_FALSE(
+      evaluate_body("pieces = [self.w]\nfor i in range(2):\n  pieces.append(self.w)\nreturn torch.cat(pieces)"));
 }
 
 TEST(Evaluate, TakesKnownValuesAsGiven) {

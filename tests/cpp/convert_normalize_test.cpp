@@ -12,16 +12,20 @@ using testing::after;
 using testing::make_module;
 
 // A weight with its fake-quant, in the source and in what is expected of the result.
-constexpr const char* kFakeQuant = "w = torchquant.fake_quantize(self.w, self.s, self.z, axis=0, quant_min=-127, quant_max=127)\n";
-constexpr const char* kFakeQuantText = "%1 = torchquant::fake_quantize(self.w, self.s, self.z, 0, None, -127, 127, 1)\n";
+constexpr const char* kFakeQuant =
+    "w = torchquant.fake_quantize(self.w, self.s, self.z, axis=0, quant_min=-127, quant_max=127)\n";
+constexpr const char* kFakeQuantText =
+    "%1 = torchquant::fake_quantize(self.w, self.s, self.z, 0, None, -127, 127, 1)\n";
 
 torch::jit::Module with_weight(at::IntArrayRef shape, const std::string& body, const std::string& inputs = "x") {
-  return make_module({{"w", at::ones(shape)}, {"s", at::ones({shape[0]})}, {"z", at::zeros({shape[0]})}, {"b", at::ones({shape[0]})}},
-                     inputs, kFakeQuant + body);
+  return make_module(
+      {{"w", at::ones(shape)}, {"s", at::ones({shape[0]})}, {"z", at::zeros({shape[0]})}, {"b", at::ones({shape[0]})}},
+      inputs, kFakeQuant + body);
 }
 
 TEST(RemoveIdentities, DropsDropoutInEvalMode) {
-  const auto module = make_module({}, "x", "return torch.relu(torch.feature_dropout(torch.dropout(x, 0.5, False), 0.1, False))");
+  const auto module =
+      make_module({}, "x", "return torch.relu(torch.feature_dropout(torch.dropout(x, 0.5, False), 0.1, False))");
   EXPECT_EQ(after(module, remove_identities), "%1 = aten::relu(x)\nreturn %1\n");
 }
 
@@ -38,39 +42,48 @@ TEST(NormalizeShapes, ReshapesInsteadOfViewing) {
 
 // Scripted nn.BatchNorm2d asks for the rank of a convolution's result, which would then have two readers.
 TEST(NormalizeShapes, FoldsTheRankOfAConvolution) {
-  const auto module = with_weight({4, 3, 3, 3}, "y = torch.conv2d(x, w)\nif y.dim() != 4:\n  y = torch.neg(y)\nreturn y");
-  EXPECT_EQ(after(module, normalize_shapes), std::string(kFakeQuantText) +
-            "%2 = aten::conv2d(x, %1, None, [1, 1], [0, 0], [1, 1], 1)\nreturn %2\n");
+  const auto module =
+      with_weight({4, 3, 3, 3}, "y = torch.conv2d(x, w)\nif y.dim() != 4:\n  y = torch.neg(y)\nreturn y");
+  EXPECT_EQ(after(module, normalize_shapes),
+            std::string(kFakeQuantText) + "%2 = aten::conv2d(x, %1, None, [1, 1], [0, 0], [1, 1], 1)\nreturn %2\n");
 }
 
 TEST(NormalizeConvolution, WritesScriptedAndTracedFormsAlike) {
-  const std::string expected = std::string(kFakeQuantText) +
-                               "%2 = aten::convolution(x, %1, self.b, [2, 2], [1, 1], [1, 1], False, [0, 0], 1)\nreturn %2\n";
-  EXPECT_EQ(after(with_weight({4, 3, 3, 3}, "return torch.conv2d(x, w, self.b, [2], [1])"), normalize_convolution), expected);
-  EXPECT_EQ(after(with_weight({4, 3, 3, 3}, "return torch._convolution(x, w, self.b, [2, 2], [1, 1], [1, 1], False, [0, 0], 1, "
-                                            "False, False, True, True)"),
+  const std::string expected =
+      std::string(kFakeQuantText) +
+      "%2 = aten::convolution(x, %1, self.b, [2, 2], [1, 1], [1, 1], False, [0, 0], 1)\nreturn %2\n";
+  EXPECT_EQ(after(with_weight({4, 3, 3, 3}, "return torch.conv2d(x, w, self.b, [2], [1])"), normalize_convolution),
+            expected);
+  EXPECT_EQ(after(with_weight({4, 3, 3, 3},
+                              "return torch._convolution(x, w, self.b, [2, 2], [1, 1], [1, 1], False, [0, 0], 1, "
+                              "False, False, True, True)"),
                   normalize_convolution),
             expected);
 }
 
 TEST(NormalizeConvolution, KeepsSettingsOfTransposedConvolutions) {
   const auto module = with_weight({4, 3, 3}, "return torch.conv_transpose1d(x, w, None, [2], [1], [1], 2)");
-  EXPECT_EQ(after(module, normalize_convolution),
-            std::string(kFakeQuantText) + "%2 = aten::convolution(x, %1, None, [2], [1], [1], True, [1], 2)\nreturn %2\n");
+  EXPECT_EQ(
+      after(module, normalize_convolution),
+      std::string(kFakeQuantText) + "%2 = aten::convolution(x, %1, None, [2], [1], [1], True, [1], 2)\nreturn %2\n");
 }
 
 TEST(NormalizeConvolution, SpellsOutSamePadding) {
-  const auto module = with_weight({4, 3, 3, 5}, "return torch._convolution_mode(x, w, None, [1, 1], \"same\", [2, 1], 1)");
+  const auto module =
+      with_weight({4, 3, 3, 5}, "return torch._convolution_mode(x, w, None, [1, 1], \"same\", [2, 1], 1)");
   EXPECT_EQ(after(module, normalize_convolution),
-            std::string(kFakeQuantText) + "%2 = aten::convolution(x, %1, None, [1, 1], [2, 2], [2, 1], False, [0, 0], 1)\nreturn %2\n");
+            std::string(kFakeQuantText) +
+                "%2 = aten::convolution(x, %1, None, [1, 1], [2, 2], [2, 1], False, [0, 0], 1)\nreturn %2\n");
 }
 
 // An even kernel cannot be padded alike at both ends; torch pads the far one.
 TEST(NormalizeConvolution, PadsTheFarEndOfAnEvenKernel) {
-  const auto module = with_weight({4, 3, 3, 2}, "return torch._convolution_mode(x, w, None, [1, 1], \"same\", [1, 1], 1)");
+  const auto module =
+      with_weight({4, 3, 3, 2}, "return torch._convolution_mode(x, w, None, [1, 1], \"same\", [1, 1], 1)");
   EXPECT_EQ(after(module, normalize_convolution),
-            std::string(kFakeQuantText) + "%2 = aten::constant_pad_nd(x, [0, 1, 0, 0], 0)\n"
-            "%3 = aten::convolution(%2, %1, None, [1, 1], [1, 0], [1, 1], False, [0, 0], 1)\nreturn %3\n");
+            std::string(kFakeQuantText) +
+                "%2 = aten::constant_pad_nd(x, [0, 1, 0, 0], 0)\n"
+                "%3 = aten::convolution(%2, %1, None, [1, 1], [1, 0], [1, 1], False, [0, 0], 1)\nreturn %3\n");
 }
 
 TEST(NormalizeConvolution, LeavesFloatConvolutionsAlone) {
@@ -79,7 +92,8 @@ TEST(NormalizeConvolution, LeavesFloatConvolutionsAlone) {
 }
 
 TEST(NormalizeLinear, TakesTheBiasThatFollowsAProduct) {
-  const std::string expected = std::string(kFakeQuantText) + "%2 = aten::t(%1)\n%3 = aten::linear(x, %2, self.b)\nreturn %3\n";
+  const std::string expected =
+      std::string(kFakeQuantText) + "%2 = aten::t(%1)\n%3 = aten::linear(x, %2, self.b)\nreturn %3\n";
   EXPECT_EQ(after(with_weight({4, 4}, "return torch.matmul(x, w) + self.b"), normalize_linear), expected);
   EXPECT_EQ(after(with_weight({4, 4}, "return self.b + torch.mm(x, w)"), normalize_linear), expected);
   EXPECT_EQ(after(with_weight({4, 4}, "return torch.addmm(self.b, x, w)"), normalize_linear), expected);
@@ -87,21 +101,27 @@ TEST(NormalizeLinear, TakesTheBiasThatFollowsAProduct) {
 
 TEST(NormalizeLinear, LeavesOtherAddsAlone) {
   const auto module = with_weight({4, 4}, "return torch.matmul(x, w) + y", "x, y");
-  EXPECT_EQ(after(module, normalize_linear), std::string(kFakeQuantText) +
-            "%2 = aten::t(%1)\n%3 = aten::linear(x, %2, None)\n%4 = aten::add(%3, y, 1)\nreturn %4\n");
+  EXPECT_EQ(after(module, normalize_linear),
+            std::string(kFakeQuantText) +
+                "%2 = aten::t(%1)\n%3 = aten::linear(x, %2, None)\n%4 = aten::add(%3, y, 1)\nreturn %4\n");
 }
 
 // addmm that scales its bias is no linear layer.
 TEST(NormalizeLinear, LeavesScaledAddmmAlone) {
   const auto module = with_weight({4, 4}, "return torch.addmm(self.b, x, w, beta=2)");
-  EXPECT_EQ(after(module, normalize_linear), std::string(kFakeQuantText) + "%2 = aten::addmm(self.b, x, %1, 2, 1)\nreturn %2\n");
+  EXPECT_EQ(after(module, normalize_linear),
+            std::string(kFakeQuantText) + "%2 = aten::addmm(self.b, x, %1, 2, 1)\nreturn %2\n");
 }
 
 constexpr const char* kConvAndFakeQuant =
     "y = torchquant.fake_quantize(torch.conv2d(x, w), self.ys, self.yz, quant_min=0, quant_max=255)\n";
 
 torch::jit::Module mean_of_conv(const std::string& mean) {
-  return make_module({{"w", at::ones({4, 3, 3, 3})}, {"s", at::ones({4})}, {"z", at::zeros({4})}, {"ys", at::ones({1})}, {"yz", at::zeros({1})}},
+  return make_module({{"w", at::ones({4, 3, 3, 3})},
+                      {"s", at::ones({4})},
+                      {"z", at::zeros({4})},
+                      {"ys", at::ones({1})},
+                      {"yz", at::zeros({1})}},
                      "x", std::string(kFakeQuant) + kConvAndFakeQuant + mean);
 }
 

@@ -15,20 +15,21 @@
 namespace torchquant {
 namespace {
 
-using testing::Buffers;
-using testing::make_module;
 using ::testing::AllOf;
+using testing::Buffers;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using testing::make_module;
 using ::testing::Not;
 using ::testing::ThrowsMessage;
 
 // Two layers of one width, so that they can follow each other and reuse one another's weights.
 Buffers buffers() {
   at::manual_seed(0);
-  return {{"w", at::randn({4, 4})},      {"ws", at::full({4}, 0.02)}, {"wz", at::zeros({4})},    {"b", at::randn({4})},
-          {"s", at::full({1}, 0.03)},    {"z", at::full({1}, 120.0)}, {"u", at::randn({4, 4})},  {"k", at::randn({4, 4, 3})},
-          {"ps", at::arange(1, 5) * 0.05f},   {"pz", at::zeros({4})}};
+  return {{"w", at::randn({4, 4})}, {"ws", at::full({4}, 0.02)}, {"wz", at::zeros({4})},
+          {"b", at::randn({4})},    {"s", at::full({1}, 0.03)},  {"z", at::full({1}, 120.0)},
+          {"u", at::randn({4, 4})}, {"k", at::randn({4, 4, 3})}, {"ps", at::arange(1, 5) * 0.05f},
+          {"pz", at::zeros({4})}};
 }
 
 constexpr const char* kDefinitions =
@@ -52,7 +53,8 @@ std::vector<std::string> buffer_names(const torch::jit::Module& module) {
 
 TEST(Convert, ComputesWhatTheFakeQuantizedModuleComputes) {
   auto module = prepared(
-      "y = torchquant.fake_quantize(torch.relu(torch.linear(x, w, self.b)), self.s, self.z, quant_min=0, quant_max=255)\n"
+      "y = torchquant.fake_quantize(torch.relu(torch.linear(x, w, self.b)), self.s, self.z, quant_min=0, "
+      "quant_max=255)\n"
       "return torch.linear(y, w) + x");
   auto result = convert(module);
   const at::Tensor x = at::randn({64, 4});
@@ -63,7 +65,8 @@ TEST(Convert, ComputesWhatTheFakeQuantizedModuleComputes) {
 }
 
 TEST(Convert, HoldsOneCopyOfSharedWeightsAndNoFloatWeights) {
-  const auto result = convert(prepared("return torch.linear(torch.tanh(torch.linear(x, w)), self.u), torch.linear(x, w)"));
+  const auto result =
+      convert(prepared("return torch.linear(torch.tanh(torch.linear(x, w)), self.u), torch.linear(x, w)"));
   EXPECT_THAT(buffer_names(result.module),
               ::testing::UnorderedElementsAre("s", "z", "u", "w_weight_int8", "w_multiplier", "w_bias"));
 }
@@ -83,12 +86,14 @@ TEST(Convert, LeavesTheGivenModuleAlone) {
 
 TEST(Convert, ListsEveryFallbackInOneError) {
   const auto module = prepared(
-      "y = torch.linear(torch.relu(x), torchquant.fake_quantize(self.u, self.ps, self.pz, axis=1, quant_min=-127, quant_max=127))\n"
+      "y = torch.linear(torch.relu(x), torchquant.fake_quantize(self.u, self.ps, self.pz, axis=1, quant_min=-127, "
+      "quant_max=127))\n"
       "return y + torch.mean(torch.conv1d(torch.neg(y).unsqueeze(-1), k, None, [1], [1]))");
   EXPECT_THAT([&] { convert(module); },
-              ThrowsMessage<c10::Error>(AllOf(HasSubstr("2 layers cannot run on integers"), HasSubstr("u (linear): its weight's scales differ"),
-                                              HasSubstr("k (conv1d): its input carries no fake-quant, and there is no weight-only kernel"),
-                                              HasSubstr("on_fallback=\"allow\""))));
+              ThrowsMessage<c10::Error>(AllOf(
+                  HasSubstr("2 layers cannot run on integers"), HasSubstr("u (linear): its weight's scales differ"),
+                  HasSubstr("k (conv1d): its input carries no fake-quant, and there is no weight-only kernel"),
+                  HasSubstr("on_fallback=\"allow\""))));
 }
 
 TEST(Convert, KeepsAllowedFallbacksInFloat) {
@@ -117,16 +122,23 @@ TEST(Convert, LeavesAddsOfFloatsAlone) {
 }
 
 TEST(Convert, RefusesASumThatCouldOverflow) {
-  Buffers deep{{"w", at::ones({1, 66312})}, {"ws", at::ones({1})}, {"wz", at::zeros({1})}, {"s", at::ones({1})}, {"z", at::zeros({1})}};
+  Buffers deep{{"w", at::ones({1, 66312})},
+               {"ws", at::ones({1})},
+               {"wz", at::zeros({1})},
+               {"s", at::ones({1})},
+               {"z", at::zeros({1})}};
   const auto module = make_module(deep, "x",
-      "x = torchquant.fake_quantize(x, self.s, self.z, quant_min=0, quant_max=255)\n"
-      "return torch.linear(x, torchquant.fake_quantize(self.w, self.ws, self.wz, axis=0, quant_min=-127, quant_max=127))");
-  EXPECT_THAT([&] { convert(module); }, ThrowsMessage<c10::Error>(HasSubstr("sums 66312 products, and an int32 sum holds at most 66311")));
+                                  "x = torchquant.fake_quantize(x, self.s, self.z, quant_min=0, quant_max=255)\n"
+                                  "return torch.linear(x, torchquant.fake_quantize(self.w, self.ws, self.wz, axis=0, "
+                                  "quant_min=-127, quant_max=127))");
+  EXPECT_THAT([&] { convert(module); },
+              ThrowsMessage<c10::Error>(HasSubstr("sums 66312 products, and an int32 sum holds at most 66311")));
 }
 
 TEST(Convert, RefusesAModuleWithoutFakeQuants) {
   const auto module = make_module({}, "x", "return torch.relu(x)");
-  EXPECT_THAT([&] { convert(module); }, ThrowsMessage<c10::Error>(AllOf(HasSubstr("nothing to quantize"), HasSubstr("Call prepare"))));
+  EXPECT_THAT([&] { convert(module); },
+              ThrowsMessage<c10::Error>(AllOf(HasSubstr("nothing to quantize"), HasSubstr("Call prepare"))));
 }
 
 TEST(Convert, RefusesAConvertedModule) {
@@ -142,7 +154,9 @@ TEST(Convert, RefusesABadWeightScale) {
   auto broken = buffers();
   broken[1].second = at::tensor({1.0f, std::numeric_limits<float>::quiet_NaN(), 1.0f, 1.0f});
   const auto module = make_module(broken, "x", std::string(kDefinitions) + "return torch.linear(x, w)");
-  EXPECT_THAT([&] { convert(module); }, ThrowsMessage<c10::Error>(HasSubstr("the scale of the weight of 'w' must be finite and > 0, got nan at index 1")));
+  EXPECT_THAT([&] { convert(module); },
+              ThrowsMessage<c10::Error>(
+                  HasSubstr("the scale of the weight of 'w' must be finite and > 0, got nan at index 1")));
 }
 
 TEST(Convert, DumpsTheGraphAfterEveryPass) {

@@ -1,5 +1,6 @@
-// Graphs for the converter's tests: modules from TorchScript source, one pass run on them, and a compact form of the result
-// in which constants and attributes stand where they are read, so that a test can hold the whole graph before and after.
+// Graphs for the converter's tests: modules from TorchScript source, one pass run on them, and a compact form of the
+// result in which constants and attributes stand where they are read, so that a test can hold the whole graph before
+// and after.
 #pragma once
 
 #include <map>
@@ -80,8 +81,10 @@ class GraphText {
   static std::string literal(const c10::IValue& value) {
     std::ostringstream text;
     if (value.isTensor()) return "tensor";
-    if (value.isDouble()) text << static_cast<float>(value.toDouble());
-    else text << value;
+    if (value.isDouble())
+      text << static_cast<float>(value.toDouble());
+    else
+      text << value;
     return text.str();
   }
 

@@ -19,7 +19,8 @@ void find_readers(const Conversion& conversion, const Value* value, std::vector<
 
 std::string reason_for(const Conversion& conversion, const Node* reader) {
   const std::string kind = layer_kind(conversion, reader);
-  if (!is_aten(reader, {"convolution"})) return "there is no integer kernel for " + std::string(reader->kind().toQualString());
+  if (!is_aten(reader, {"convolution"}))
+    return "there is no integer kernel for " + std::string(reader->kind().toQualString());
   if (reader->input(0)->node()->kind() == kind::fake_quantize) {
     return "its input is quantized with parameters of the run, and there is no dynamic kernel for " + kind;
   }
@@ -32,8 +33,7 @@ void collect_weight(Conversion& conversion, Node* fake_quant) {
   find_readers(conversion, fake_quant->output(), readers);
   for (Node* reader : readers) {
     if (conversion.is_fallback(reader)) continue;
-    conversion.set_fallback(reader, {layer, layer_kind(conversion, reader), "", "", "", {}, {}, ""},
-                            reason_for(conversion, reader));
+    conversion.set_fallback(reader, layer, layer_kind(conversion, reader), reason_for(conversion, reader));
   }
   // The layer computes with the values that training saw; they need not be computed again at every run.
   const at::Tensor weight = conversion.resolve(fake_quant->output())->toTensor();
@@ -45,7 +45,7 @@ void collect_activation(Conversion& conversion, Node* fake_quant) {
     if (conversion.is_fallback(use.user)) return;  // the layer's own row says why
   }
   const std::string path = quantize_path(fake_quant);
-  conversion.set_fallback(fake_quant, {path, "fake_quantize", "", "", "", {}, {}, ""},
+  conversion.set_fallback(fake_quant, path, "fake_quantize",
                           "no integer kernel reads it, and it has several parameters or parameters of the run");
 }
 
@@ -55,8 +55,11 @@ void collect_fallbacks(Conversion& conversion) {
   std::vector<Node*> activations;
   for (Node* node : all_nodes(conversion.graph())) {
     if (node->kind() != kind::fake_quantize) continue;
-    if (conversion.resolve(node->input(0))) collect_weight(conversion, node);
-    else activations.push_back(node);
+    if (conversion.resolve(node->input(0))) {
+      collect_weight(conversion, node);
+    } else {
+      activations.push_back(node);
+    }
   }
   for (Node* node : activations) collect_activation(conversion, node);
 }

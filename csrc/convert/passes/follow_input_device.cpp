@@ -1,5 +1,5 @@
-// Devices and tensors that tracing on a CPU copy baked into the graph -> the device of the first input, and buffers, so that
-// the converted module runs wherever it is moved.
+// Devices and tensors that tracing on a CPU copy baked into the graph -> the device of the first input, and buffers, so
+// that the converted module runs wherever it is moved.
 #include "convert/graph.h"
 #include "convert/passes.h"
 

@@ -1,5 +1,5 @@
-// quantize after an op that moves, pads, concatenates or max-pools values -> the op after quantize, so that the op runs on
-// codes and the layer before it can take the quantize in. Exact: quantize is monotonic and acts on each value alone.
+// quantize after an op that moves, pads, concatenates or max-pools values -> the op after quantize, so that the op runs
+// on codes and the layer before it can take the quantize in. Exact: quantize is monotonic and acts on each value alone.
 #include "convert/graph.h"
 #include "convert/on_codes.h"
 #include "convert/passes.h"

@@ -93,8 +93,8 @@ void ask_codes_for_sizes(Value* x, Value* codes) {
 
 void lower(Conversion& conversion, Node* node, const FakeQuant& fake_quant) {
   const bool stored = conversion.resolve(node->input(0)).has_value();
-  Value* codes = stored ? stored_codes(conversion, node, fake_quant)
-                        : existing_codes(conversion, node, fake_quant.params);
+  Value* codes =
+      stored ? stored_codes(conversion, node, fake_quant) : existing_codes(conversion, node, fake_quant.params);
   if (!codes) {
     codes = insert_quantize(node, node->input(0), node->input(1), node->input(2), fake_quant.params);
     ask_codes_for_sizes(node->input(0), codes);

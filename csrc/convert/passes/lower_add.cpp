@@ -1,5 +1,5 @@
-// Sum of two quantized tensors, [activation], quantize -> quantized_add. Adds that end a convolution or linear layer are in
-// its kernel already.
+// Sum of two quantized tensors, [activation], quantize -> quantized_add. Adds that end a convolution or linear layer
+// are in its kernel already.
 #include "convert/passes.h"
 #include "convert/requantize.h"
 
@@ -20,8 +20,11 @@ void lower(Conversion& conversion, Node* node) {
                                      {"b_multiplier", static_cast<double>(b->params.scale / scale)},
                                      {"b_zero_point", b->params.zero_point}});
   Value* out = insert_before(epilogue.last(), "torchquant::quantized_add", {a->codes, b->codes}, arguments);
-  conversion.set_row(out->node(), {op_layer(node, "add"), "add", "int8", kernel_name("quantized_add"), "", epilogue.fused,
-                                   {a->path, b->path}, epilogue.output_path});
+  conversion.set_lowered(out->node(), {.layer = op_layer(node, "add"),
+                                       .kind = "add",
+                                       .fused = epilogue.fused,
+                                       .inputs = {a->path, b->path},
+                                       .output = epilogue.output_path});
   replace_nodes(epilogue, out);
 }
 

@@ -6,9 +6,9 @@ namespace torchquant::conversion {
 namespace {
 
 std::vector<Argument> output_arguments(const QuantParams& x, const QuantParams& y) {
-  return {{"x_zero_point", x.zero_point},        {"multiplier", static_cast<double>(x.scale / y.scale)},
-          {"output_zero_point", y.zero_point},   {"output_quant_min", y.quant_min},
-          {"output_quant_max", y.quant_max},     {"output_dtype", y.dtype}};
+  return {{"x_zero_point", x.zero_point},      {"multiplier", static_cast<double>(x.scale / y.scale)},
+          {"output_zero_point", y.zero_point}, {"output_quant_min", y.quant_min},
+          {"output_quant_max", y.quant_max},   {"output_dtype", y.dtype}};
 }
 
 std::vector<Argument> window_arguments(const Conversion& conversion, Node* node, size_t dims) {
@@ -35,12 +35,17 @@ void lower(Conversion& conversion, Node* node, const Quantized& x) {
   const size_t dims = is_aten(node, {"avg_pool1d", "adaptive_avg_pool1d"}) ? 1 : 2;
   const std::string op = adaptive ? "quantized_adaptive_avg_pool" : "quantized_avg_pool";
   std::vector<Argument> arguments;
-  if (adaptive) arguments.emplace_back("output_size", per_dimension(conversion, node, "output_size", dims));
-  else arguments = window_arguments(conversion, node, dims);
+  if (adaptive) {
+    arguments.emplace_back("output_size", per_dimension(conversion, node, "output_size", dims));
+  } else {
+    arguments = window_arguments(conversion, node, dims);
+  }
   const std::vector<Argument> tail = output_arguments(x.params, epilogue.output);
   arguments.insert(arguments.end(), tail.begin(), tail.end());
   Value* out = insert_before(epilogue.last(), "torchquant::" + op, {x.codes}, arguments);
-  conversion.set_row(out->node(), {op_layer(node, "avg_pool"), "pool", "int8", kernel_name(op), "", {}, {x.path}, epilogue.output_path});
+  conversion.set_lowered(
+      out->node(),
+      {.layer = op_layer(node, "avg_pool"), .kind = "pool", .inputs = {x.path}, .output = epilogue.output_path});
   replace_nodes(epilogue, out);
 }
 
@@ -49,7 +54,8 @@ void lower(Conversion& conversion, Node* node, const Quantized& x) {
 void lower_average_pool(Conversion& conversion) {
   std::vector<Node*> pools;
   for (Node* node : all_nodes(conversion.graph())) {
-    if (is_aten(node, {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"})) pools.push_back(node);
+    const bool is_pool = is_aten(node, {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"});
+    if (is_pool) pools.push_back(node);
   }
   for (Node* pool : pools) {
     if (const auto x = quantized(conversion, pool->input(0))) lower(conversion, pool, *x);

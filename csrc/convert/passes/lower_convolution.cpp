@@ -18,8 +18,8 @@ void lower(Conversion& conversion, Node* node) {
   const std::vector<int64_t> kernel(shape.begin() + 2, shape.end());
   if (kernel.empty() || kernel.size() > 2) throw CannotLower("the integer kernel convolves over 1 or 2 dimensions");
   const int64_t channels = transposed ? shape[0] / groups->toInt() : shape[1];
-  const StaticLayer layer = read_static_layer(conversion, node, {transposed, groups->toInt()},
-                                              channels * c10::multiply_integers(kernel));
+  const StaticLayer layer =
+      read_static_layer(conversion, node, {transposed, groups->toInt()}, channels * c10::multiply_integers(kernel));
   emit_static_layer(conversion, layer, "quantized_conv", layer_kind(conversion, node),
                     {{"kernel_size", kernel},
                      {"stride", ints(conversion, node, "stride")},

@@ -55,8 +55,9 @@ void require_symmetric_rows(const Conversion& conversion, const DynamicInput& in
       is_per_row(conversion, input.fake_quantize, input.x, depth)) {
     return;
   }
-  throw CannotLower("the dynamic kernel quantizes each row symmetrically to [-127, 127], and the fake-quant of its input "
-                    "does something else");
+  throw CannotLower(
+      "the dynamic kernel quantizes each row symmetrically to [-127, 127], and the fake-quant of its input "
+      "does something else");
 }
 
 void lower(Conversion& conversion, Node* node, const DynamicInput& input) {
@@ -73,8 +74,8 @@ void lower(Conversion& conversion, Node* node, const DynamicInput& input) {
   std::vector<Argument> arguments = activation_arguments(epilogue);
   arguments.insert(arguments.end(), {{"weight_bits", weight.bits}, {"weight_quant_min", weight.quant_min}});
   Value* out = insert_before(epilogue.last(), "torchquant::quantized_linear_dynamic", inputs, arguments);
-  conversion.set_row(out->node(), {weight.layer, "linear", weight.precision(), kernel_name("quantized_linear_dynamic"), "",
-                                   epilogue.fused, {}, ""});
+  conversion.set_lowered(
+      out->node(), {.layer = weight.layer, .kind = "linear", .precision = weight.precision(), .fused = epilogue.fused});
   replace_nodes(epilogue, out);
 }
 

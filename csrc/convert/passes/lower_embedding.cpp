@@ -12,15 +12,15 @@ void lower(Conversion& conversion, Node* node) {
                                   {"embedding_dim", weight.codes.size(1)},
                                   {"output_dtype", at::kFloat}};
   if (weight.zero_point.defined()) {
-    arguments.emplace_back("weight_zero_point", conversion.buffer(weight.layer + ".weight_zero_point", weight.zero_point));
+    arguments.emplace_back("weight_zero_point",
+                           conversion.buffer(weight.layer + ".weight_zero_point", weight.zero_point));
   }
   if (weight.group_size) arguments.emplace_back("group_size", *weight.group_size);
   Value* out = insert_before(node, "torchquant::quantized_embedding",
                              {node->input(1), weight_buffer(conversion, weight),
                               conversion.buffer(weight.layer + ".weight_scale", weight.scale)},
                              arguments);
-  conversion.set_row(out->node(), {weight.layer, "embedding", weight.precision(), kernel_name("quantized_embedding"), "",
-                                   {}, {}, ""});
+  conversion.set_lowered(out->node(), {.layer = weight.layer, .kind = "embedding", .precision = weight.precision()});
   node->output()->replaceAllUsesWith(out);
   node->destroy();
 }

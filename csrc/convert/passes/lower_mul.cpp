@@ -17,8 +17,11 @@ void lower(Conversion& conversion, Node* node) {
                                      {"a_zero_point", a->params.zero_point},
                                      {"b_zero_point", b->params.zero_point}});
   Value* out = insert_before(epilogue.last(), "torchquant::quantized_mul", {a->codes, b->codes}, arguments);
-  conversion.set_row(out->node(), {op_layer(node, "mul"), "mul", "int8", kernel_name("quantized_mul"), "", epilogue.fused,
-                                   {a->path, b->path}, epilogue.output_path});
+  conversion.set_lowered(out->node(), {.layer = op_layer(node, "mul"),
+                                       .kind = "mul",
+                                       .fused = epilogue.fused,
+                                       .inputs = {a->path, b->path},
+                                       .output = epilogue.output_path});
   replace_nodes(epilogue, out);
 }
 

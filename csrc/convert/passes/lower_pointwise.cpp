@@ -9,11 +9,11 @@ namespace torchquant::conversion {
 namespace {
 
 bool is_pointwise(const Node* node) {
-  return is_aten(node, {"relu",     "relu6",      "hardtanh", "hardswish", "hardsigmoid", "silu",  "gelu", "sigmoid",
-                        "tanh",     "leaky_relu", "elu",      "celu",      "selu",        "clamp", "softplus", "mish",
-                        "softsign", "log_sigmoid", "hardshrink", "softshrink", "threshold", "abs", "neg", "exp",
-                        "sqrt",     "rsqrt",      "square",   "pow",       "reciprocal",  "erf",   "add",  "sub",
-                        "rsub",     "mul",        "div"});
+  return is_aten(node, {"relu",       "relu6", "hardtanh",   "hardswish",   "hardsigmoid", "silu",       "gelu",
+                        "sigmoid",    "tanh",  "leaky_relu", "elu",         "celu",        "selu",       "clamp",
+                        "softplus",   "mish",  "softsign",   "log_sigmoid", "hardshrink",  "softshrink", "threshold",
+                        "abs",        "neg",   "exp",        "sqrt",        "rsqrt",       "square",     "pow",
+                        "reciprocal", "erf",   "add",        "sub",         "rsub",        "mul",        "div"});
 }
 
 // One function of one quantized tensor: what its codes are, and the values that stand for it.
@@ -70,11 +70,14 @@ void replace_by_table(Conversion& conversion, Node* quantize, const Function& fu
   const std::string path = quantize_path(quantize);
   const std::string layer = is_function ? op_layer(last, function.ops.back()) : path;
   const at::Tensor table = table_of(conversion, quantize->input(0), function, y);
-  Value* out = insert_before(quantize, "torchquant::quantized_lookup",
-                             {function.source->codes, conversion.buffer(layer + ".table", table)},
-                             {{"table_min", ops::lookup_table_min(function.source->params.dtype)}, {"output_dtype", y.dtype}});
-  conversion.set_row(out->node(), {layer, is_function ? "activation" : "requantize", "int8", kernel_name("quantized_lookup"),
-                                   "", function.ops, {function.source->path}, path});
+  Value* out = insert_before(
+      quantize, "torchquant::quantized_lookup", {function.source->codes, conversion.buffer(layer + ".table", table)},
+      {{"table_min", ops::lookup_table_min(function.source->params.dtype)}, {"output_dtype", y.dtype}});
+  conversion.set_lowered(out->node(), {.layer = layer,
+                                       .kind = is_function ? "activation" : "requantize",
+                                       .fused = function.ops,
+                                       .inputs = {function.source->path},
+                                       .output = path});
   quantize->output()->replaceAllUsesWith(out);
 }
 

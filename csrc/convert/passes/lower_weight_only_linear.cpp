@@ -14,14 +14,15 @@ void lower(Conversion& conversion, Node* node) {
                                conversion.buffer(weight.layer + ".weight_scale", weight.scale)};
   std::vector<Argument> arguments = activation_arguments(epilogue);
   if (weight.zero_point.defined()) {
-    arguments.emplace_back("weight_zero_point", conversion.buffer(weight.layer + ".weight_zero_point", weight.zero_point));
+    arguments.emplace_back("weight_zero_point",
+                           conversion.buffer(weight.layer + ".weight_zero_point", weight.zero_point));
   }
   if (bias.defined()) arguments.emplace_back("bias", conversion.buffer(weight.layer + ".bias", bias));
   if (weight.group_size) arguments.emplace_back("group_size", *weight.group_size);
   arguments.insert(arguments.end(), {{"weight_bits", weight.bits}, {"weight_quant_min", weight.quant_min}});
   Value* out = insert_before(epilogue.last(), "torchquant::quantized_linear_weight_only", inputs, arguments);
-  conversion.set_row(out->node(), {weight.layer, "linear", weight.precision(),
-                                   kernel_name("quantized_linear_weight_only"), "", epilogue.fused, {}, ""});
+  conversion.set_lowered(
+      out->node(), {.layer = weight.layer, .kind = "linear", .precision = weight.precision(), .fused = epilogue.fused});
   replace_nodes(epilogue, out);
 }
 
@@ -30,8 +31,9 @@ void lower(Conversion& conversion, Node* node) {
 void lower_weight_only_linear(Conversion& conversion) {
   for_each_layer(conversion, {"linear"}, [&](Node* node) {
     if (node->input(0)->node()->kind() == kind::fake_quantize) {
-      throw CannotLower("the fake-quant of its input has several parameters or a range of its own at run time, and the "
-                        "kernel takes one scale per tensor");
+      throw CannotLower(
+          "the fake-quant of its input has several parameters or a range of its own at run time, and the "
+          "kernel takes one scale per tensor");
     }
     lower(conversion, node);
   });

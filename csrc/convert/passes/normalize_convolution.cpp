@@ -85,10 +85,9 @@ Value* pad_far_end(Node* node, const Settings& settings) {
 
 void replace(Node* node, const Settings& settings) {
   Value* x = pad_far_end(node, settings);
-  Value* out = insert_before(
-      node, "aten::convolution",
-      {x, node->input(1), node->input(2), settings.stride, settings.padding, settings.dilation, settings.transposed,
-       settings.output_padding, argument(node, "groups")});
+  Value* out = insert_before(node, "aten::convolution",
+                             {x, node->input(1), node->input(2), settings.stride, settings.padding, settings.dilation,
+                              settings.transposed, settings.output_padding, argument(node, "groups")});
   node->output()->replaceAllUsesWith(out);
   node->destroy();
 }
@@ -97,7 +96,8 @@ void replace(Node* node, const Settings& settings) {
 
 void normalize_convolution(Conversion& conversion) {
   for (Node* node : all_nodes(conversion.graph())) {
-    if (!is_aten(node, {"conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "_convolution", "_convolution_mode"})) {
+    if (!is_aten(node,
+                 {"conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "_convolution", "_convolution_mode"})) {
       continue;
     }
     if (!weight_fake_quant(conversion, node->input(1))) continue;

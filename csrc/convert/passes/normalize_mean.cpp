@@ -28,7 +28,8 @@ bool averages_space(const Conversion& conversion, const Node* node, int64_t rank
 
 void normalize_mean(Conversion& conversion) {
   for (Node* node : all_nodes(conversion.graph())) {
-    if (!is_aten(node, {"mean"}) || !argument(node, "keepdim") || !is_fake_quantized(conversion, node->input(0))) continue;
+    if (!is_aten(node, {"mean"}) || !argument(node, "keepdim") || !is_fake_quantized(conversion, node->input(0)))
+      continue;
     const auto rank = rank_of(conversion, node->input(0));
     const auto keep = conversion.resolve(argument(node, "keepdim"));
     const auto dtype = conversion.resolve(argument(node, "dtype"));
