@@ -1,6 +1,7 @@
 // The constant evaluator: what it resolves, what it refuses, and evaluation on substituted tensors.
 #include "convert/evaluate.h"
 
+#include <ATen/TensorOperators.h>
 #include <gtest/gtest.h>
 
 #include "ATen/Functions.h"
