@@ -21,7 +21,7 @@ install(CODE "
          CONTENT \"set(torchquant_torch \\\"${TORCH_INSTALL_PREFIX}\\\")\\n\")
   endif()")
 
-if(TARGET torchquant_cuda)
+if(TARGET torchquant_cuda_library)
   set(build_info_cuda True)
   set(build_info_cuda_architectures "${TORCHQUANT_CUDA_ARCHITECTURES}")
 else()

@@ -48,9 +48,9 @@ def layer_agreement(prepared: torch.nn.Module, quantized: QuantizedModel, inputs
     A layer whose output stays float has no codes to compare; the drift of the whole network covers it.
     """
     trace = Trace(prepared, inputs, fixed_shapes=True)
-    codes = _fake_quantized_codes(trace)
+    reference = _run_reference(trace)
     script = quantized.script
-    with torch.no_grad(), _Comparison(quantized.receipt.rows, codes) as comparison:
+    with torch.no_grad(), _Comparison(quantized.receipt.rows, reference) as comparison:
         script(*trace.inputs)
     comparison.check_complete()
     return comparison.rows
@@ -64,6 +64,7 @@ class _Reference(TorchDispatchMode):
         self.sources: dict[int, list[torch.Tensor]] = {}  # of a moved tensor: what it was made of
         self.alive: list = []  # so that no two tensors share an address
         self.codes: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.qparams: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -77,6 +78,7 @@ class _Reference(TorchDispatchMode):
     def watch(self, path: str):
         def hook(fake_quant, args):
             spec = fake_quant.spec
+            self.qparams[path] = (fake_quant.scale, fake_quant.zero_point)
             for origin in self._origins(args[0]):
                 codes = torch.ops.torchquant.quantize(
                     origin, fake_quant.scale, fake_quant.zero_point,
@@ -92,7 +94,7 @@ class _Reference(TorchDispatchMode):
         return [origin for source in sources for origin in self._origins(source)]
 
 
-def _fake_quantized_codes(trace: Trace) -> dict[str, list[torch.Tensor]]:
+def _run_reference(trace: Trace) -> _Reference:
     reference = _Reference()
     handles = [
         module.register_forward_pre_hook(reference.watch(path))
@@ -106,20 +108,25 @@ def _fake_quantized_codes(trace: Trace) -> dict[str, list[torch.Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-    return reference.codes
+    return reference
 
 
 class _Comparison(TorchDispatchMode):
     """Watches the converted model's ops in the order of the receipt, compares each result and passes the expected one on."""
 
-    def __init__(self, receipt_rows: list[dict], codes: dict[str, list[torch.Tensor]]):
+    def __init__(self, receipt_rows: list[dict], reference: _Reference):
         super().__init__()
         self.pending = [row for row in receipt_rows if row["kernel"]]
-        self.codes = codes
+        self.codes = reference.codes
+        self.entries = [  # what a quantize may write: taken before the comparison consumes the lists
+            (*reference.qparams[path], tensor) for path, tensors in reference.codes.items() for tensor in tensors
+        ]
         self.rows: list[LayerAgreement] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
+        if func is torch.ops.torchquant.quantize.default:
+            return self._expected_entry(args[1], args[2], result)
         if not self.pending or not _is_kernel_of(func, self.pending[0]):
             return result
         row = self.pending.pop(0)
@@ -131,6 +138,18 @@ class _Comparison(TorchDispatchMode):
         largest = int(difference.max()) if difference.numel() else 0
         self.rows.append(LayerAgreement(row["layer"], difference.numel(), differing, largest))
         return torch.empty_like(result).copy_(expected)  # in the memory format of the kernel's own result
+
+    def _expected_entry(self, scale: torch.Tensor, zero_point: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        """Where floats become codes, the drift of earlier layers would enter: the fake-quantized model's codes take their place."""
+        fitting = [
+            codes.reshape(result.shape)
+            for entry_scale, entry_zero_point, codes in self.entries
+            if codes.numel() == result.numel() and torch.equal(entry_scale, scale) and torch.equal(entry_zero_point, zero_point)
+        ]
+        if not fitting:
+            return result
+        nearest = min(fitting, key=lambda codes: int((_difference(result, codes) > 0).sum()))
+        return torch.empty_like(result).copy_(nearest)
 
     def _take_expected(self, row: dict, result: torch.Tensor) -> torch.Tensor:
         """A concatenation's fake-quant stands for several layers: the tensor that is nearest is this layer's."""

@@ -74,6 +74,27 @@ def test_a_wrong_layer_fails_the_bar(image_case):
     assert by_layer["stem"].passed, "an error must not count against another layer"
 
 
+def test_an_error_before_float_operations_does_not_count_against_later_layers():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.norm = torch.nn.Linear(32, 64), torch.nn.LayerNorm(32)
+            self.down, self.first, self.last = torch.nn.Linear(64, 32), torch.nn.Linear(32, 48), torch.nn.Linear(48, 5)
+
+        def forward(self, x):
+            x = self.norm(self.down(self.inner(x).relu()) + x)  # floats between integer layers
+            return self.last(self.first(x).relu())
+
+    torch.manual_seed(0)
+    x = torch.randn(16, 32)
+    prepared = prepare_and_calibrate(Net().eval(), x)
+    quantized = tq.convert(prepared, x)
+    with torch.no_grad():
+        dict(prepared.named_parameters())["down.weight"].mul_(0.9)  # ends in floats, so it has no codes of its own to compare
+    by_layer = {row.layer: row for row in layer_agreement(prepared, quantized, x)}
+    assert by_layer["inner"].passed and by_layer["first"].passed
+
+
 def test_conversion_does_not_change_the_prepared_model(image_case):
     model, x = image_case
     prepared = prepare_and_calibrate(model, x).train()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from torchquant import _build_info
+
 ROOT = Path(__file__).resolve().parents[2]
 
 CONSUMER_CMAKE = """
@@ -17,6 +19,10 @@ project(consumer LANGUAGES CXX)
 find_package(TorchQuant REQUIRED)
 add_executable(consumer main.cpp)
 target_link_libraries(consumer PRIVATE TorchQuant::torchquant)
+if(TARGET TorchQuant::torchquant_cuda)
+  add_executable(cuda_consumer main.cpp)
+  target_link_libraries(cuda_consumer PRIVATE TorchQuant::torchquant_cuda)
+endif()
 """
 # Calls no function of the library: the ops must be there because it is linked, not because it is used.
 CONSUMER_MAIN = """
@@ -102,3 +108,6 @@ def test_cmake_project_builds_against_the_installed_package(installed, tmp_path)
     run(cmake, "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix.strip()}")
     run(cmake, "--build", tmp_path / "build")
     assert run(tmp_path / "build" / "consumer") == "fake_quantize is registered\n"
+    if _build_info.CUDA:
+        needed = run("readelf", "--dynamic", tmp_path / "build" / "cuda_consumer")
+        assert "libtorchquant_cuda.so" in needed and "libtorchquant.so" in needed
