@@ -13,7 +13,7 @@ struct ReceiptRow {
   std::string layer = {};                // path of the weight's owner: "conv", "conv#2" on reuse
   std::string kind = {};                 // "conv2d", "linear", "add", ...
   std::string precision = {};            // "int8", "int4", "float"
-  std::string kernel = {};               // what runs it: "quantized_conv/reference"
+  std::string kernel = {};               // what runs it: "quantized_conv/avx512"
   std::string reason = {};               // why it stayed float; empty for a lowered layer
   std::vector<std::string> fused = {};   // what the kernel took in besides the layer: "batch_norm", "add", "relu"
   std::vector<std::string> inputs = {};  // paths of the activation fake-quants that it reads

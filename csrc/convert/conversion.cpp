@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "ATen/ops/equal.h"
+#include "kernels/quantized_kernels.h"
 
 namespace torchquant::conversion {
 namespace {
@@ -39,8 +40,8 @@ torch::jit::Value* Conversion::buffer(const std::string& name, const at::Tensor&
 }
 
 void Conversion::set_lowered(const torch::jit::Node* node, ReceiptRow row) {
-  const std::string backend = node->kind().is_aten() ? "/aten" : "/reference";
-  row.kernel = node->kind().toUnqualString() + backend;
+  const char* backend = node->kind().is_aten() ? "aten" : kernels::quantized_kernels().name;
+  row.kernel = std::string(node->kind().toUnqualString()) + "/" + backend;
   if (row.precision.empty()) row.precision = "int8";
   rows_[node] = std::move(row);
 }

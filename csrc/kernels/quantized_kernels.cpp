@@ -1,27 +1,32 @@
-// Collects the integer kernels into tables. Called by csrc/ops/quantized_*.cpp.
+// Picks the table of integer kernels of an instruction set. Called by csrc/ops/quantized_*.cpp and, for the name, by the
+// converter.
 #include "kernels/quantized_kernels.h"
 
-#include "kernels/cpu/quantized_reference.h"
+#include <stdexcept>
+#include <string>
 
 namespace torchquant::kernels {
 
-const QuantizedKernels& quantized_kernels() {
-  static constexpr QuantizedKernels kReference = {
-      .name = "reference",
-      .unpack_int4 = reference::unpack_int4,
-      .linear = reference::linear,
-      .linear_dynamic = reference::linear_dynamic,
-      .linear_weight_only = reference::linear_weight_only,
-      .embedding = reference::embedding,
-      .arrange_conv_weight = reference::arrange_conv_weight,
-      .conv = reference::conv,
-      .max_pool = reference::max_pool,
-      .avg_pool = reference::avg_pool,
-      .add = reference::add,
-      .mul = reference::mul,
-      .lookup = reference::lookup,
-  };
-  return kReference;
+#define TQ_ISA(enumerator, name)                 \
+  namespace name {                               \
+  extern const QuantizedKernels quantized_table; \
+  }
+#include "kernels/isa_list.inc"
+#undef TQ_ISA
+
+const QuantizedKernels& quantized_kernels(Isa isa) {
+  switch (isa) {
+#define TQ_ISA(enumerator, name) \
+  case Isa::enumerator:          \
+    return name::quantized_table;
+#include "kernels/isa_list.inc"
+#undef TQ_ISA
+    default:
+      throw std::runtime_error(std::string("quantized_kernels: this library holds no kernels for '") + isa_name(isa) +
+                               "'.");
+  }
 }
+
+const QuantizedKernels& quantized_kernels() { return quantized_kernels(selected_isa()); }
 
 }  // namespace torchquant::kernels

@@ -1,12 +1,14 @@
 // The table of integer kernels that the ops call. Each entry works on a part of the output, so that the caller splits
 // the work over threads; entries of one table may be called concurrently.
 //
-// kernels/cpu/quantized_*_reference.cpp holds the portable reference that defines the results. A table for another
-// instruction set replaces whole entries and must give the same bits (named exceptions: docs/numerics.md).
+// kernels/cpu/quantized_*_reference.cpp holds the portable reference that defines the results. The table of another
+// instruction set replaces whole entries, keeps the reference's for the rest, and must give the same bits (named
+// exceptions: docs/numerics.md).
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/isa.h"
 #include "kernels/quantized_conv.h"
 #include "kernels/quantized_linear.h"
 #include "kernels/quantized_pointwise.h"
@@ -15,7 +17,7 @@
 namespace torchquant::kernels {
 
 struct QuantizedKernels {
-  const char* name;  // as receipts print it: "reference"
+  const char* name;  // of the instruction set, as receipts print it: "avx512"
 
   // Unpacks rows [rows.begin, rows.end) of 4-bit codes into `codes`, which holds the whole int8 matrix.
   void (*unpack_int4)(const StoredWeight& weight, IndexRange rows, int8_t* codes);
@@ -40,7 +42,10 @@ struct QuantizedKernels {
   void (*lookup)(const LookupArgs& args, IndexRange elements);
 };
 
-// The table that the ops use. Only the reference exists so far, whatever instruction set isa.h selects.
+// The table of the instruction set that isa.h selected.
 const QuantizedKernels& quantized_kernels();
+
+// The table of one instruction set, which must be among available_isas(). For tests and benchmarks.
+const QuantizedKernels& quantized_kernels(Isa isa);
 
 }  // namespace torchquant::kernels

@@ -1,5 +1,5 @@
-// Declares the entries of the reference table; defined in quantized_*_reference.cpp, collected in
-// kernels/quantized_kernels.cpp.
+// The entries of the reference table, defined in quantized_*_reference.cpp. Included by the files that make the tables:
+// quantized_{reference,avx2,avx512}.cpp.
 #pragma once
 
 #include "kernels/quantized_kernels.h"
@@ -18,5 +18,24 @@ void avg_pool(const AvgPoolArgs& args, IndexRange pixels);
 void add(const AddArgs& args, IndexRange elements);
 void mul(const MulArgs& args, IndexRange elements);
 void lookup(const LookupArgs& args, IndexRange elements);
+
+// The table from which every other one starts. consteval: files with different flags call it, so it may leave no code.
+consteval QuantizedKernels make_quantized_table(const char* name) {
+  return {
+      .name = name,
+      .unpack_int4 = unpack_int4,
+      .linear = linear,
+      .linear_dynamic = linear_dynamic,
+      .linear_weight_only = linear_weight_only,
+      .embedding = embedding,
+      .arrange_conv_weight = arrange_conv_weight,
+      .conv = conv,
+      .max_pool = max_pool,
+      .avg_pool = avg_pool,
+      .add = add,
+      .mul = mul,
+      .lookup = lookup,
+  };
+}
 
 }  // namespace torchquant::kernels::reference

@@ -221,7 +221,10 @@ TEST(QuantizedLookup, FlipsTheSignBitOfSignedCodes) {
   EXPECT_EQ(std::vector<uint8_t>(out, out + 4), (std::vector<uint8_t>{255, 128, 127, 0}));
 }
 
-TEST(QuantizedKernels, NameTheirInstructionSet) { EXPECT_STREQ(quantized_kernels().name, "reference"); }
+TEST(QuantizedKernels, NameTheirInstructionSet) {
+  for (const Isa isa : available_isas()) EXPECT_STREQ(quantized_kernels(isa).name, isa_name(isa));
+  EXPECT_EQ(&quantized_kernels(), &quantized_kernels(selected_isa()));
+}
 
 }  // namespace
 }  // namespace torchquant::kernels
