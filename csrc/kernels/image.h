@@ -1,0 +1,28 @@
+// Where the pixels of an image lie. Used by every kernel that reads or writes images of codes.
+#pragma once
+
+#include <cstdint>
+
+namespace torchquant::kernels {
+
+// A batch of NHWC images as a view into a larger buffer: padded, or a slice of the channels of a concatenation. Pitches
+// are in elements, from one pixel, row or image to the next; the channels of a pixel are adjacent. A pitch of 0 repeats
+// an input along that axis.
+struct ImageLayout {
+  int64_t height;
+  int64_t width;
+  int64_t pixel_pitch;
+  int64_t row_pitch;
+  int64_t image_pitch;
+
+  int64_t offset(int64_t image, int64_t row, int64_t column) const {
+    return image * image_pitch + row * row_pitch + column * pixel_pitch;
+  }
+};
+
+// Images that fill their buffer.
+constexpr ImageLayout dense_image(int64_t height, int64_t width, int64_t channels) {
+  return {height, width, channels, width * channels, height * width * channels};
+}
+
+}  // namespace torchquant::kernels
