@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "numerics/macros.h"
+
 namespace torchquant::kernels {
 
 // A batch of NHWC images as a view into a larger buffer: padded, or a slice of the channels of a concatenation. Pitches
@@ -15,14 +17,25 @@ struct ImageLayout {
   int64_t row_pitch;
   int64_t image_pitch;
 
-  int64_t offset(int64_t image, int64_t row, int64_t column) const {
+  TQ_HOST_DEVICE int64_t offset(int64_t image, int64_t row, int64_t column) const {
     return image * image_pitch + row * row_pitch + column * pixel_pitch;
   }
 };
 
 // Images that fill their buffer.
-constexpr ImageLayout dense_image(int64_t height, int64_t width, int64_t channels) {
+TQ_HOST_DEVICE constexpr ImageLayout dense_image(int64_t height, int64_t width, int64_t channels) {
   return {height, width, channels, width * channels, height * width * channels};
+}
+
+// The pixel that comes at position `index` of a walk over batch, height and width.
+struct PixelIndex {
+  int64_t image;
+  int64_t row;
+  int64_t column;
+};
+TQ_HOST_DEVICE PixelIndex pixel_index(const ImageLayout& layout, int64_t index) {
+  const int64_t row = index / layout.width;
+  return {row / layout.height, row % layout.height, index % layout.width};
 }
 
 }  // namespace torchquant::kernels

@@ -10,6 +10,7 @@
 
 #include "kernels/isa.h"
 #include "kernels/quantized_conv.h"
+#include "kernels/quantized_image.h"
 #include "kernels/quantized_linear.h"
 #include "kernels/quantized_pointwise.h"
 #include "kernels/quantized_pool.h"
@@ -31,15 +32,25 @@ struct QuantizedKernels {
   // element per weight.
   void (*arrange_conv_weight)(const ConvGeometry& geometry, const ConvWeight& weight, IndexRange channels,
                               int8_t* arranged);
-  // `pixels` counts output positions over batch, height and width.
+  // `pixels` counts output positions over batch, height and width; `rows` over batch and height.
   void (*conv)(const ConvArgs& args, IndexRange pixels);
 
   void (*max_pool)(const MaxPoolArgs& args, IndexRange pixels);
   void (*avg_pool)(const AvgPoolArgs& args, IndexRange pixels);
 
+  // Dense runs of any shape.
   void (*add)(const AddArgs& args, IndexRange elements);
   void (*mul)(const MulArgs& args, IndexRange elements);
   void (*lookup)(const LookupArgs& args, IndexRange elements);
+  // The same on images with pitches; a lookup reads operand `a`.
+  void (*add_image)(const AddArgs& args, const PointwiseImages& images, IndexRange rows);
+  void (*mul_image)(const MulArgs& args, const PointwiseImages& images, IndexRange rows);
+  void (*lookup_image)(const LookupArgs& args, const PointwiseImages& images, IndexRange rows);
+
+  void (*quantize_image)(const QuantizeImageArgs& args, IndexRange rows);
+  void (*dequantize_image)(const DequantizeImageArgs& args, IndexRange rows);
+  void (*copy_image)(const CopyImageArgs& args, IndexRange rows);
+  void (*resize_linear)(const ResizeLinearArgs& args, IndexRange rows);
 };
 
 // The table of the instruction set that isa.h selected.

@@ -1,8 +1,9 @@
-// Integer elementwise kernels over dense runs. Called by csrc/ops/quantized_{add,mul,lookup}.cpp.
+// Integer elementwise kernels, over dense runs and over images. Called by csrc/ops/quantized_{add,mul,lookup}.cpp.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/image.h"
 #include "kernels/quantized_types.h"
 
 namespace torchquant::kernels {
@@ -11,6 +12,15 @@ struct Operand {
   const void* data;
   ElementType type;
   int32_t zero_point;
+};
+
+// How an elementwise kernel walks images; `b` is for kernels with two operands. Sizes are those of `out`; operands
+// whose pitches are 0 repeat ([N, 1, 1, C] against [N, H, W, C]).
+struct PointwiseImages {
+  int64_t channels;
+  ImageLayout a;
+  ImageLayout b;
+  ImageLayout out;
 };
 
 // add: v = fmaf(float(b - z_b), b_multiplier, float(a - z_a) * a_multiplier)

@@ -3,13 +3,12 @@
 
 #include <cstdint>
 
+#include "kernels/image.h"
 #include "kernels/quantized_types.h"
 
 namespace torchquant::kernels {
 
 struct MaxPoolAxis {
-  int64_t in_size;
-  int64_t out_size;
   int64_t kernel;
   int64_t stride;
   int64_t padding;
@@ -18,14 +17,15 @@ struct MaxPoolAxis {
 
 // A window that reaches into the padding sees `pad_value` there.
 struct MaxPoolArgs {
-  int64_t batch;
   int64_t channels;
   MaxPoolAxis height;
   MaxPoolAxis width;
   const void* x;
+  ImageLayout x_layout;
   ElementType type;
   int32_t pad_value;
   void* out;
+  ImageLayout out_layout;
 };
 
 // One output position along one axis: the inputs [begin, end) and what it counts for in the divisor.
@@ -38,21 +38,18 @@ struct PoolWindow {
 // v = float(sum(q - x_zero_point)) * (multiplier / float(count)), count = divisor, or, where that is 0, the product of
 // the windows' counts. Windows serve average and adaptive pooling alike: one per output row, one per output column.
 struct AvgPoolArgs {
-  int64_t batch;
   int64_t channels;
-  int64_t in_height;
-  int64_t in_width;
-  int64_t out_height;
-  int64_t out_width;
   const PoolWindow* rows;
   const PoolWindow* columns;
   int64_t divisor;
   const void* x;
+  ImageLayout x_layout;
   ElementType x_type;
   int32_t x_zero_point;
   float multiplier;
   OutputSpec output;
   void* out;
+  ImageLayout out_layout;
 };
 
 }  // namespace torchquant::kernels

@@ -6,6 +6,12 @@ namespace {
 
 constexpr const char* kOp = "quantized_avg_pool";
 
+// Extents of one spatial dimension; a missing height is one row.
+struct SpatialAxis {
+  int64_t in_size;
+  int64_t out_size;
+};
+
 // Windows of one axis, clipped to the input. The count is that of the clipped window, or with count_include_pad that of
 // the window clipped to the padded input: what lies beyond the padding (ceil_mode) never counts.
 std::vector<kernels::PoolWindow> pool_windows(SpatialAxis axis, const PoolParams& p, bool height, bool include_pad) {

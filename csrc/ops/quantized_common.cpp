@@ -221,6 +221,10 @@ at::Tensor to_channels_last(const at::Tensor& x) {
   return x.transpose(1, 2).contiguous().transpose(1, 2);
 }
 
+kernels::ImageLayout image_layout(const at::Tensor& x) {
+  return kernels::dense_image(x.dim() == 4 ? x.size(2) : 1, x.size(-1), x.size(1));
+}
+
 at::Tensor empty_elementwise(c10::SymIntArrayRef sizes, const at::Tensor& a, const at::Tensor& b,
                              at::ScalarType dtype) {
   for (const at::Tensor* operand : {&a, &b}) {

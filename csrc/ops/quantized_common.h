@@ -88,6 +88,8 @@ at::Tensor int8_weight(const at::Tensor& weight, int64_t rows, int64_t columns, 
 // x has another one. The pointer of either is a dense [N, (H,) W, C].
 at::Tensor empty_channels_last(c10::SymIntArrayRef sizes, const at::TensorOptions& options);
 at::Tensor to_channels_last(const at::Tensor& x);
+// The dense layout that either has; a tensor of three dimensions is an image of one row.
+kernels::ImageLayout image_layout(const at::Tensor& x);
 
 // The output of an elementwise op: laid out like the first operand that has its shape and is dense, else contiguous.
 at::Tensor empty_elementwise(c10::SymIntArrayRef sizes, const at::Tensor& a, const at::Tensor& b, at::ScalarType dtype);

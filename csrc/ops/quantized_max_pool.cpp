@@ -7,12 +7,11 @@ namespace {
 
 constexpr const char* kOp = "quantized_max_pool";
 
-kernels::MaxPoolAxis max_pool_axis(const at::Tensor& x, const at::Tensor& out, const PoolParams& p, bool height) {
-  const SpatialAxis axis = spatial_axis(x, out, height);
+kernels::MaxPoolAxis max_pool_axis(const PoolParams& p, bool height) {
   const size_t dims = p.kernel_size.size();
-  if (height && dims == 1) return {axis.in_size, axis.out_size, 1, 1, 0, 1};
+  if (height && dims == 1) return {1, 1, 0, 1};
   const size_t i = height ? 0 : dims - 1;
-  return {axis.in_size, axis.out_size, p.kernel_size[i], p.stride[i], p.padding[i], p.dilation[i]};
+  return {p.kernel_size[i], p.stride[i], p.padding[i], p.dilation[i]};
 }
 
 at::Tensor quantized_max_pool(const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride,
@@ -23,14 +22,10 @@ at::Tensor quantized_max_pool(const at::Tensor& x, at::IntArrayRef kernel_size, 
   const at::Tensor out = empty_channels_last(pool_output_sizes(kOp, x, p), x.options());
   if (x.is_meta() || out.numel() == 0) return out;
   const at::Tensor dense_x = to_channels_last(x);
-  const kernels::MaxPoolArgs args{x.size(0),
-                                  x.size(1),
-                                  max_pool_axis(x, out, p, /*height=*/true),
-                                  max_pool_axis(x, out, p, /*height=*/false),
-                                  dense_x.const_data_ptr(),
-                                  element_type(x.scalar_type()),
-                                  static_cast<int32_t>(pad_value),
-                                  out.mutable_data_ptr()};
+  const kernels::MaxPoolArgs args{
+      x.size(1),        max_pool_axis(p, /*height=*/true), max_pool_axis(p, /*height=*/false), dense_x.const_data_ptr(),
+      image_layout(x),  element_type(x.scalar_type()),     static_cast<int32_t>(pad_value),    out.mutable_data_ptr(),
+      image_layout(out)};
   parallel_range(out.numel() / x.size(1), x.size(1) * args.height.kernel * args.width.kernel,
                  [&](kernels::IndexRange pixels) { kernels::quantized_kernels().max_pool(args, pixels); });
   return out;

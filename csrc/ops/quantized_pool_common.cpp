@@ -64,12 +64,6 @@ std::vector<c10::SymInt> pool_output_sizes(const char* op, const at::Tensor& x, 
   return sizes;
 }
 
-SpatialAxis spatial_axis(const at::Tensor& x, const at::Tensor& out, bool height) {
-  if (height && x.dim() == 3) return {1, 1};
-  const int64_t dim = height ? 2 : x.dim() - 1;
-  return {x.size(dim), out.size(dim)};
-}
-
 kernels::OutputSpec avg_pool_output(const char* op, const at::Tensor& x, int64_t x_zero_point, double multiplier,
                                     int64_t output_zero_point, int64_t output_quant_min, int64_t output_quant_max,
                                     at::ScalarType output_dtype) {
@@ -88,23 +82,18 @@ at::Tensor run_avg_pool(const char* op, const at::Tensor& x, const std::vector<k
   const at::Tensor out = empty_channels_last(sizes, x.options().dtype(compute_dtype(output_dtype)));
   if (out.numel() == 0) return out.to(output_dtype);
   const at::Tensor dense_x = to_channels_last(x);
-  const SpatialAxis height = spatial_axis(x, out, /*height=*/true);
-  const SpatialAxis width = spatial_axis(x, out, /*height=*/false);
-  const kernels::AvgPoolArgs args{x.size(0),
-                                  x.size(1),
-                                  height.in_size,
-                                  width.in_size,
-                                  height.out_size,
-                                  width.out_size,
+  const kernels::AvgPoolArgs args{x.size(1),
                                   rows.data(),
                                   columns.data(),
                                   divisor,
                                   dense_x.const_data_ptr(),
+                                  image_layout(x),
                                   element_type(x.scalar_type()),
                                   static_cast<int32_t>(x_zero_point),
                                   static_cast<float>(multiplier),
                                   output,
-                                  out.mutable_data_ptr()};
+                                  out.mutable_data_ptr(),
+                                  image_layout(out)};
   parallel_range(out.numel() / x.size(1), x.size(1) * (window + kElementCost),
                  [&](kernels::IndexRange pixels) { kernels::quantized_kernels().avg_pool(args, pixels); });
   return out.to(output_dtype);

@@ -21,13 +21,6 @@ void check_pool_input(const char* op, const at::Tensor& x, size_t length, const 
 void check_pool(const char* op, const at::Tensor& x, const PoolParams& params);
 std::vector<c10::SymInt> pool_output_sizes(const char* op, const at::Tensor& x, const PoolParams& params);
 
-// Extents of one spatial dimension; a missing height is one row.
-struct SpatialAxis {
-  int64_t in_size;
-  int64_t out_size;
-};
-SpatialAxis spatial_axis(const at::Tensor& x, const at::Tensor& out, bool height);
-
 // Requantization of an average pool, and the checks of its arguments.
 kernels::OutputSpec avg_pool_output(const char* op, const at::Tensor& x, int64_t x_zero_point, double multiplier,
                                     int64_t output_zero_point, int64_t output_quant_min, int64_t output_quant_max,

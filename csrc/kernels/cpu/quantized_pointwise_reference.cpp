@@ -15,54 +15,96 @@ void centre_operand(const Operand& operand, int64_t offset, int64_t n, int16_t* 
   });
 }
 
-// Centres both operands chunk by chunk, combines them with fn(a, b) and stores the results.
-template <typename Fn>
-void combine(const Operand& a, const Operand& b, const OutputSpec& output, void* out, IndexRange elements, Fn&& fn) {
+// Where a run begins in each of its tensors.
+struct Offsets {
+  int64_t a;
+  int64_t b;
+  int64_t out;
+};
+
+// Centres n codes of both operands chunk by chunk, combines them with fn(a, b) and stores the results.
+template <typename Args, typename Fn>
+void combine(const Args& args, Offsets offsets, int64_t n, Fn&& fn) {
   int16_t centred_a[kChunk];
   int16_t centred_b[kChunk];
   float v[kChunk];
-  for (int64_t begin = elements.begin; begin < elements.end; begin += kChunk) {
-    const int64_t count = std::min(kChunk, elements.end - begin);
-    centre_operand(a, begin, count, centred_a);
-    centre_operand(b, begin, count, centred_b);
+  for (int64_t begin = 0; begin < n; begin += kChunk) {
+    const int64_t count = std::min(kChunk, n - begin);
+    centre_operand(args.a, offsets.a + begin, count, centred_a);
+    centre_operand(args.b, offsets.b + begin, count, centred_b);
     for (int64_t i = 0; i < count; ++i) v[i] = fn(centred_a[i], centred_b[i]);
-    store_values(v, count, output, out, begin);
+    store_values(v, count, args.output, args.out, offsets.out + begin);
   }
+}
+
+void add_run(const AddArgs& args, Offsets offsets, int64_t n) {
+  combine(args, offsets, n, [&](int16_t a, int16_t b) {
+    return fmaf(static_cast<float>(b), args.b_multiplier, static_cast<float>(a) * args.a_multiplier);
+  });
+}
+
+void mul_run(const MulArgs& args, Offsets offsets, int64_t n) {
+  combine(args, offsets, n, [&](int16_t a, int16_t b) {
+    return static_cast<float>(static_cast<int32_t>(a) * static_cast<int32_t>(b)) * args.multiplier;
+  });
 }
 
 // The index is the code's distance from the smallest code of its type; flipping the sign bit does that for int8.
 template <typename Entry>
-void lookup_entries(const LookupArgs& args, IndexRange elements) {
+void lookup_entries(const LookupArgs& args, Offsets offsets, int64_t n) {
   const uint8_t flip = args.x_type == ElementType::kInt8 ? 0x80 : 0;
-  const auto* x = static_cast<const uint8_t*>(args.x);
+  const auto* x = static_cast<const uint8_t*>(args.x) + offsets.a;
   const auto* table = static_cast<const Entry*>(args.table);
-  auto* out = static_cast<Entry*>(args.out);
-  for (int64_t i = elements.begin; i < elements.end; ++i) out[i] = table[x[i] ^ flip];
+  auto* out = static_cast<Entry*>(args.out) + offsets.out;
+  for (int64_t i = 0; i < n; ++i) out[i] = table[x[i] ^ flip];
+}
+
+void lookup_run(const LookupArgs& args, Offsets offsets, int64_t n) {
+  switch (args.element_size) {
+    case 1:
+      return lookup_entries<uint8_t>(args, offsets, n);
+    case 2:
+      return lookup_entries<uint16_t>(args, offsets, n);
+    default:
+      return lookup_entries<uint32_t>(args, offsets, n);
+  }
+}
+
+// run(offsets) for the channels of every pixel of the rows.
+template <typename Run>
+void for_each_pixel(const PointwiseImages& images, IndexRange rows, Run&& run) {
+  const int64_t width = images.out.width;
+  for (int64_t p = rows.begin * width; p < rows.end * width; ++p) {
+    const auto [image, row, column] = pixel_index(images.out, p);
+    run(Offsets{images.a.offset(image, row, column), images.b.offset(image, row, column),
+                images.out.offset(image, row, column)});
+  }
 }
 
 }  // namespace
 
 void add(const AddArgs& args, IndexRange elements) {
-  combine(args.a, args.b, args.output, args.out, elements, [&](int16_t a, int16_t b) {
-    return fmaf(static_cast<float>(b), args.b_multiplier, static_cast<float>(a) * args.a_multiplier);
-  });
+  add_run(args, {elements.begin, elements.begin, elements.begin}, elements.end - elements.begin);
 }
 
 void mul(const MulArgs& args, IndexRange elements) {
-  combine(args.a, args.b, args.output, args.out, elements, [&](int16_t a, int16_t b) {
-    return static_cast<float>(static_cast<int32_t>(a) * static_cast<int32_t>(b)) * args.multiplier;
-  });
+  mul_run(args, {elements.begin, elements.begin, elements.begin}, elements.end - elements.begin);
 }
 
 void lookup(const LookupArgs& args, IndexRange elements) {
-  switch (args.element_size) {
-    case 1:
-      return lookup_entries<uint8_t>(args, elements);
-    case 2:
-      return lookup_entries<uint16_t>(args, elements);
-    default:
-      return lookup_entries<uint32_t>(args, elements);
-  }
+  lookup_run(args, {elements.begin, elements.begin, elements.begin}, elements.end - elements.begin);
+}
+
+void add_image(const AddArgs& args, const PointwiseImages& images, IndexRange rows) {
+  for_each_pixel(images, rows, [&](Offsets offsets) { add_run(args, offsets, images.channels); });
+}
+
+void mul_image(const MulArgs& args, const PointwiseImages& images, IndexRange rows) {
+  for_each_pixel(images, rows, [&](Offsets offsets) { mul_run(args, offsets, images.channels); });
+}
+
+void lookup_image(const LookupArgs& args, const PointwiseImages& images, IndexRange rows) {
+  for_each_pixel(images, rows, [&](Offsets offsets) { lookup_run(args, offsets, images.channels); });
 }
 
 }  // namespace torchquant::kernels::reference

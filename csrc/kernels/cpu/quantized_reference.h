@@ -18,6 +18,13 @@ void avg_pool(const AvgPoolArgs& args, IndexRange pixels);
 void add(const AddArgs& args, IndexRange elements);
 void mul(const MulArgs& args, IndexRange elements);
 void lookup(const LookupArgs& args, IndexRange elements);
+void add_image(const AddArgs& args, const PointwiseImages& images, IndexRange rows);
+void mul_image(const MulArgs& args, const PointwiseImages& images, IndexRange rows);
+void lookup_image(const LookupArgs& args, const PointwiseImages& images, IndexRange rows);
+void quantize_image(const QuantizeImageArgs& args, IndexRange rows);
+void dequantize_image(const DequantizeImageArgs& args, IndexRange rows);
+void copy_image(const CopyImageArgs& args, IndexRange rows);
+void resize_linear(const ResizeLinearArgs& args, IndexRange rows);
 
 // The table from which every other one starts. consteval: files with different flags call it, so it may leave no code.
 consteval QuantizedKernels make_quantized_table(const char* name) {
@@ -35,6 +42,13 @@ consteval QuantizedKernels make_quantized_table(const char* name) {
       .add = add,
       .mul = mul,
       .lookup = lookup,
+      .add_image = add_image,
+      .mul_image = mul_image,
+      .lookup_image = lookup_image,
+      .quantize_image = quantize_image,
+      .dequantize_image = dequantize_image,
+      .copy_image = copy_image,
+      .resize_linear = resize_linear,
   };
 }
 
