@@ -27,7 +27,7 @@ if(TORCHQUANT_SANITIZE)
   add_link_options(-fsanitize=address,undefined)
 endif()
 
-# Files named *_avx2.cpp and *_avx512.cpp get their instruction set, and are left out where the processor is another one.
+# Files named *_avx2.cpp, *_avx512.cpp and *_avx512_vnni.cpp get their instruction set, and are left out where the processor is another one.
 function(tq_apply_isa_flags sources_variable)
   set(sources ${${sources_variable}})
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
@@ -37,10 +37,13 @@ function(tq_apply_isa_flags sources_variable)
       elseif(source MATCHES "_avx512\\.cpp$")
         set_source_files_properties(${source} PROPERTIES
           COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mfma;-mf16c")
+      elseif(source MATCHES "_avx512_vnni\\.cpp$")
+        set_source_files_properties(${source} PROPERTIES
+          COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mfma;-mf16c")
       endif()
     endforeach()
   else()
-    list(FILTER sources EXCLUDE REGEX "_avx(2|512)\\.cpp$")
+    list(FILTER sources EXCLUDE REGEX "_avx(2|512|512_vnni)\\.cpp$")
   endif()
   set(${sources_variable} ${sources} PARENT_SCOPE)
 endfunction()

@@ -30,6 +30,8 @@ bool cpu_runs(Isa isa) {
     case Isa::kAvx512:
       return cpu_runs(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    case Isa::kAvx512Vnni:
+      return cpu_runs(Isa::kAvx512) && __builtin_cpu_supports("avx512vnni");
 #endif
     default:
       return false;

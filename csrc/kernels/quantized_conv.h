@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/image.h"
 #include "kernels/quantized_types.h"
 
 namespace torchquant::kernels {
@@ -34,9 +35,12 @@ struct ConvWeight {
   int64_t strides[4];
 };
 
-// x: dense [N, H, W, C]; out and residual: dense [N, OH, OW, O]. `weight` is what arrange_conv_weight wrote.
+// `weight` is what arrange_conv_weight wrote; `residual` counts only where the epilogue has one.
 struct ConvArgs {
   ConvGeometry geometry;
+  ImageLayout x_layout;
+  ImageLayout out_layout;
+  ImageLayout residual_layout;
   const void* x;
   ElementType x_type;
   int32_t x_zero_point;

@@ -164,8 +164,12 @@ at::Tensor quantized_conv(const at::Tensor& x, const at::Tensor& weight, const a
     dense_residual = to_channels_last(*residual);
     fused_residual.data = dense_residual.const_data_ptr();
   }
+  const auto image = kernels::dense_image(geometry.height.out_size, geometry.width.out_size, geometry.out_channels);
   const kernels::ConvArgs args{
       geometry,
+      kernels::dense_image(geometry.height.in_size, geometry.width.in_size, geometry.in_channels),
+      image,
+      image,
       dense_x.const_data_ptr(),
       element_type(x.scalar_type()),
       static_cast<int32_t>(x_zero_point),

@@ -34,13 +34,13 @@ Pixel pixel_at(const ConvGeometry& g, int64_t index) {
 
 // Calls fn(tap, element) for every tap of the pixel, with the element of x at which the input pixel starts, or -1.
 template <typename Fn>
-void for_each_tap(const ConvGeometry& g, Pixel pixel, Fn&& fn) {
+void for_each_tap(const ConvArgs& args, Pixel pixel, Fn&& fn) {
+  const ConvGeometry& g = args.geometry;
   for (int64_t ky = 0; ky < g.height.kernel; ++ky) {
     const int64_t y = input_position(g.height, pixel.y, ky, g.transposed);
     for (int64_t kx = 0; kx < g.width.kernel; ++kx) {
       const int64_t x = y < 0 ? -1 : input_position(g.width, pixel.x, kx, g.transposed);
-      const int64_t element = x < 0 ? -1 : ((pixel.image * g.height.in_size + y) * g.width.in_size + x) * g.in_channels;
-      fn(ky * g.width.kernel + kx, element);
+      fn(ky * g.width.kernel + kx, x < 0 ? -1 : args.x_layout.offset(pixel.image, y, x));
     }
   }
 }
@@ -51,13 +51,19 @@ void gather_patch(const ConvArgs& args, Pixel pixel, int64_t group, int16_t* pat
   const ConvGeometry& g = args.geometry;
   const int64_t depth = g.in_channels / g.groups;
   const T* x = static_cast<const T*>(args.x) + group * depth;
-  for_each_tap(g, pixel, [&](int64_t tap, int64_t element) {
+  for_each_tap(args, pixel, [&](int64_t tap, int64_t element) {
     if (element < 0) {
       std::fill_n(patch + tap * depth, depth, int16_t{0});
     } else {
       centre(x + element, depth, args.x_zero_point, patch + tap * depth);
     }
   });
+}
+
+void finish_pixel(const int32_t* acc, const ConvArgs& args, Pixel pixel) {
+  finish_row(acc, 0, args.geometry.out_channels, args.epilogue, args.out,
+             args.out_layout.offset(pixel.image, pixel.y, pixel.x),
+             args.residual_layout.offset(pixel.image, pixel.y, pixel.x));
 }
 
 template <typename T>
@@ -75,8 +81,7 @@ void conv_grouped(const ConvArgs& args, IndexRange pixels) {
                     acc.data() + group * group_channels, g.out_channels);
     }
     for (int64_t r = 0; r < count; ++r) {
-      finish_row(acc.data() + r * g.out_channels, 0, g.out_channels, args.epilogue, args.out,
-                 (begin + r) * g.out_channels);
+      finish_pixel(acc.data() + r * g.out_channels, args, pixel_at(g, begin + r));
     }
   }
 }
@@ -87,7 +92,8 @@ void conv_depthwise(const ConvArgs& args, IndexRange pixels) {
   std::vector<int32_t> acc(g.out_channels);
   for (int64_t p = pixels.begin; p < pixels.end; ++p) {
     std::fill(acc.begin(), acc.end(), 0);
-    for_each_tap(g, pixel_at(g, p), [&](int64_t tap, int64_t element) {
+    const Pixel pixel = pixel_at(g, p);
+    for_each_tap(args, pixel, [&](int64_t tap, int64_t element) {
       if (element < 0) return;
       const T* x = static_cast<const T*>(args.x) + element;
       const int8_t* weight = args.weight + tap * g.out_channels;
@@ -96,7 +102,7 @@ void conv_depthwise(const ConvArgs& args, IndexRange pixels) {
         acc[c] += static_cast<int32_t>(centred) * static_cast<int32_t>(weight[c]);
       }
     });
-    finish_row(acc.data(), 0, g.out_channels, args.epilogue, args.out, p * g.out_channels);
+    finish_pixel(acc.data(), args, pixel);
   }
 }
 

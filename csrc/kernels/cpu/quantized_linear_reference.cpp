@@ -94,8 +94,9 @@ void linear(const LinearArgs& args, IndexRange rows, IndexRange channels) {
     multiply_tile(tile.data(), count, args.weight + channels.begin * args.depth, channel_count, args.depth, acc.data(),
                   channel_count);
     for (int64_t r = 0; r < count; ++r) {
-      finish_row(acc.data() + r * channel_count, channels.begin, channel_count, args.epilogue, args.out,
-                 (begin + r) * args.out_channels + channels.begin);
+      const int64_t offset = (begin + r) * args.out_channels + channels.begin;
+      finish_row(acc.data() + r * channel_count, channels.begin, channel_count, args.epilogue, args.out, offset,
+                 offset);
     }
   }
 }

@@ -92,9 +92,10 @@ inline void add_residual_row(float* v, int64_t n, const Residual& residual, int6
   });
 }
 
-// Accumulators of channels [channel, channel + n) of one output row, whose first of them is element `offset`.
+// Accumulators of channels [channel, channel + n) of one output row, whose first of them is element `offset` of the
+// output and `residual_offset` of the residual.
 inline void finish_row(const int32_t* acc, int64_t channel, int64_t n, const Epilogue& epilogue, void* out,
-                       int64_t offset) {
+                       int64_t offset, int64_t residual_offset) {
   constexpr int64_t kChunk = 256;
   float v[kChunk];
   for (int64_t begin = 0; begin < n; begin += kChunk) {
@@ -102,7 +103,7 @@ inline void finish_row(const int32_t* acc, int64_t channel, int64_t n, const Epi
     const float* multiplier = epilogue.multiplier + channel + begin;
     const float* bias = epilogue.bias + channel + begin;
     for (int64_t i = 0; i < count; ++i) v[i] = numerics::scale_accumulator(acc[begin + i], multiplier[i], bias[i]);
-    if (epilogue.residual.data != nullptr) add_residual_row(v, count, epilogue.residual, offset + begin);
+    if (epilogue.residual.data != nullptr) add_residual_row(v, count, epilogue.residual, residual_offset + begin);
     store_values(v, count, epilogue.output, out, offset + begin);
   }
 }

@@ -201,7 +201,10 @@ TEST(QuantizedConv, RandomGeometriesGiveTheBytesOfPlainLoops) {
     }
     const int64_t pixels = g.batch * g.height.out_size * g.width.out_size;
     std::vector<uint8_t> out(pixels * g.out_channels, kUntouched);
-    const ConvArgs args{g, x.data(), ElementType::kUInt8, 77, arranged.data(), scaling.epilogue(), out.data()};
+    const ImageLayout in_image = dense_image(g.height.in_size, g.width.in_size, g.in_channels);
+    const ImageLayout out_image = dense_image(g.height.out_size, g.width.out_size, g.out_channels);
+    const ConvArgs args{g,  in_image,        out_image,          out_image, x.data(), ElementType::kUInt8,
+                        77, arranged.data(), scaling.epilogue(), out.data()};
     for (const IndexRange range : split(pixels, {1, 10, 31})) quantized_kernels().conv(args, range);
 
     const auto acc = plain_conv(g, x, 77, weight);

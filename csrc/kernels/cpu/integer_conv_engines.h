@@ -1,0 +1,10 @@
+// Declares the integer convolution engines, one per instruction set. Called by kernels/integer_conv.cpp.
+#pragma once
+
+#include "kernels/integer_conv.h"
+
+namespace torchquant::kernels::reference {
+
+std::shared_ptr<const PackedConv> pack_conv(const ConvSpec& spec, const ConvWeight& weight);
+
+}  // namespace torchquant::kernels::reference

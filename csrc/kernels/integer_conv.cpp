@@ -1,0 +1,20 @@
+// Picks the engine of an instruction set. Called through integer_conv.h.
+#include "kernels/integer_conv.h"
+
+#include "kernels/cpu/integer_conv_engines.h"
+
+namespace torchquant::kernels {
+
+int64_t conv_output_size(const ConvAxisSpec& axis, bool transposed, int64_t in_size) {
+  const int64_t reach = axis.dilation * (axis.kernel - 1);
+  if (transposed) return (in_size - 1) * axis.stride - 2 * axis.padding + reach + axis.output_padding + 1;
+  const int64_t room = in_size + 2 * axis.padding - reach - 1;
+  return room < 0 ? 0 : room / axis.stride + 1;  // tested first: division rounds towards zero
+}
+
+std::shared_ptr<const PackedConv> pack_conv(Isa isa, const ConvSpec& spec, const ConvWeight& weight) {
+  static_cast<void>(isa);
+  return reference::pack_conv(spec, weight);
+}
+
+}  // namespace torchquant::kernels
