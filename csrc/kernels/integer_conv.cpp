@@ -13,8 +13,14 @@ int64_t conv_output_size(const ConvAxisSpec& axis, bool transposed, int64_t in_s
 }
 
 std::shared_ptr<const PackedConv> pack_conv(Isa isa, const ConvSpec& spec, const ConvWeight& weight) {
-  static_cast<void>(isa);
-  return reference::pack_conv(spec, weight);
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::kAvx512Vnni:
+      return avx512_vnni::pack_conv(spec, weight);
+#endif
+    default:
+      return reference::pack_conv(spec, weight);
+  }
 }
 
 }  // namespace torchquant::kernels

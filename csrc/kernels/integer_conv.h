@@ -32,8 +32,8 @@ struct ConvSpec {
   int64_t out_channels;
   int64_t groups = 1;
   bool transposed = false;
-  ConvAxisSpec height;
-  ConvAxisSpec width;
+  ConvAxisSpec height{};
+  ConvAxisSpec width{};
 };
 
 // What an axis of `in_size` positions becomes; below 1 if the kernel does not fit.

@@ -3,8 +3,13 @@
 
 #include "kernels/integer_conv.h"
 
-namespace torchquant::kernels::reference {
+namespace torchquant::kernels {
 
+namespace reference {
 std::shared_ptr<const PackedConv> pack_conv(const ConvSpec& spec, const ConvWeight& weight);
+}
+namespace avx512_vnni {
+std::shared_ptr<const PackedConv> pack_conv(const ConvSpec& spec, const ConvWeight& weight);
+}
 
-}  // namespace torchquant::kernels::reference
+}  // namespace torchquant::kernels

@@ -1,0 +1,332 @@
+// The integer convolution engine for AVX512-VNNI: packs weights into panels, plans a layer as tiles x panels and drives
+// the tile kernels. Reached through kernels/integer_conv.h. Compiled without instruction-set flags: only the kernels
+// that it calls have them.
+#if defined(__x86_64__)
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "kernels/cpu/finish_tile.h"
+#include "kernels/cpu/integer_conv_engines.h"
+#include "kernels/cpu/vnni_panels.h"
+#include "kernels/cpu/vnni_tile.h"
+
+namespace torchquant::kernels::avx512_vnni {
+namespace {
+
+class Weight final : public PackedConv {
+ public:
+  Weight(const ConvSpec& spec, const ConvWeight& weight) : spec_(spec), grid_(panel_grid(spec)) {
+    for (ConvPhase& phase : conv_phases(spec)) phases_.push_back(pack_phase(spec, std::move(phase), weight));
+  }
+
+  int64_t bytes() const override {
+    int64_t total = 0;
+    for (const PhasePanels& phase : phases_) {
+      total += grid_.panels * phase.segments.steps() * kStepBytes + grid_.channels() * 2 * sizeof(int32_t);
+    }
+    return total;
+  }
+  const char* kernel() const override { return "avx512_vnni"; }
+  std::shared_ptr<const ConvPlan> plan(const ConvProblem& problem) const override;
+
+  const ConvSpec& spec() const { return spec_; }
+  const PanelGrid& grid() const { return grid_; }
+  const std::vector<PhasePanels>& phases() const { return phases_; }
+
+ private:
+  ConvSpec spec_;
+  PanelGrid grid_;
+  std::vector<PhasePanels> phases_;
+};
+
+// One panel of output channels, as element offsets of a pixel.
+struct Panel {
+  int64_t in_channel;
+  int64_t out_channel;
+  int64_t channels;
+};
+
+std::vector<Panel> list_panels(const ConvSpec& spec, const PanelGrid& grid) {
+  const int64_t inputs = spec.in_channels / spec.groups;
+  const int64_t outputs = spec.out_channels / spec.groups;
+  std::vector<Panel> panels;
+  for (int64_t p = 0; p < grid.panels; ++p) {
+    const int64_t group = p / grid.panels_per_group;
+    const int64_t first = p % grid.panels_per_group * kTileChannels;
+    panels.push_back({group * inputs, group * outputs + first, std::min(kTileChannels, outputs - first)});
+  }
+  return panels;
+}
+
+// Per-channel values in the order of the panels; lanes beyond the last channel of a panel are 0.
+std::vector<float> spread(const float* values, const std::vector<Panel>& panels) {
+  std::vector<float> spread(panels.size() * kTileChannels, 0.0f);
+  for (size_t p = 0; p < panels.size(); ++p) {
+    std::copy_n(values + panels[p].out_channel, panels[p].channels, spread.begin() + p * kTileChannels);
+  }
+  return spread;
+}
+
+// Clamps commute with rounding and saturation, all of them monotone, so they become bounds of the code.
+void set_code_bounds(const OutputSpec& output, CodeVectors& codes) {
+  numerics::QRange bounds = output.range;
+  if (output.activation.kind == numerics::Activation::kClamp) {
+    bounds.quant_min = numerics::output_code(output.activation.clamp.quant_min, output.zero_point, output.range);
+    bounds.quant_max = numerics::output_code(output.activation.clamp.quant_max, output.zero_point, output.range);
+  }
+  const int bias = output.type == ElementType::kInt8 ? 128 : 0;
+  std::fill(std::begin(codes.zero_point), std::end(codes.zero_point), static_cast<int16_t>(output.zero_point + bias));
+  std::fill(std::begin(codes.lo), std::end(codes.lo), static_cast<uint8_t>(static_cast<int>(bounds.quant_min) + bias));
+  std::fill(std::begin(codes.hi), std::end(codes.hi), static_cast<uint8_t>(static_cast<int>(bounds.quant_max) + bias));
+  std::fill(std::begin(codes.flip), std::end(codes.flip), static_cast<uint8_t>(bias));
+}
+
+bool is_byte_clamp(const OutputSpec& output) {
+  using numerics::Activation;
+  const numerics::QRange clamp = output.activation.clamp;
+  return output.type != ElementType::kFloat32 &&
+         (output.activation.kind == Activation::kNone ||
+          (output.activation.kind == Activation::kClamp && clamp.quant_min <= clamp.quant_max));
+}
+
+// A phase, cut for this image, with the weights and constants that its tiles use.
+struct PlannedPhase {
+  TiledPhase tiled;
+  std::vector<int64_t> segments;  // start of each, in bytes from a pixel's base
+  int64_t segment_steps;
+  const int8_t* weight;
+  AlignedBuffer<int8_t> repacked;  // where `weight` is not the packed one
+  std::vector<int32_t> start;
+  bool panels_outside;
+};
+
+class Plan final : public ConvPlan {
+ public:
+  Plan(std::shared_ptr<const Weight> weight, const ConvProblem& problem)
+      : weight_(std::move(weight)),
+        problem_(problem),
+        panels_(list_panels(weight_->spec(), weight_->grid())),
+        multiplier_(spread(problem.epilogue.multiplier, panels_)),
+        bias_(spread(problem.epilogue.bias, panels_)),
+        signed_input_(problem.x_type == ElementType::kInt8),
+        out_size_(problem.epilogue.output.type == ElementType::kFloat32 ? 4 : 1) {
+    std::vector<ConvPhase> phases;
+    for (const PhasePanels& packed : weight_->phases()) phases.push_back(packed.phase);
+    border_ = conv_border(phases, problem.in, problem.out);
+    for (const PhasePanels& packed : weight_->phases()) add_phase(packed);
+    direct_ = is_byte_clamp(problem.epilogue.output) && largest_value() < 0x1p30f &&
+              (!problem.residual.has_value() || problem.epilogue.residual.type == ElementType::kUInt8);
+    if (direct_) set_code_bounds(problem.epilogue.output, codes_);
+  }
+
+  Border input_border() const override { return border_; }
+  int64_t tasks() const override { return static_cast<int64_t>(parts_.size()); }
+
+  void run(const void* x, void* out, const void* residual, IndexRange tasks) const override;
+
+ private:
+  class Runner;
+
+  void add_phase(const PhasePanels& packed) {
+    const ConvSpec& spec = weight_->spec();
+    PlannedPhase planned{tile_phase(packed.phase, problem_, kTilePixels), {}, 0, packed.weight.get(), {}, {}, false};
+    const bool by_rows = rows_are_contiguous(spec) && problem_.in.pixel_pitch == spec.in_channels;
+    Segments segments = packed.segments;
+    if (!by_rows) {
+      segments = tap_segments(spec, packed.phase);
+      if (segments.steps() != packed.segments.steps()) {
+        planned.repacked = repack_by_taps(spec, packed);
+        planned.weight = planned.repacked.get();
+      }
+    }
+    planned.segment_steps = segments.steps_each();
+    const auto taps = static_cast<int64_t>(packed.phase.taps.size());
+    for (int64_t s = 0; s < segments.count; ++s) {
+      const ConvTap tap = taps == 0 ? ConvTap{} : packed.phase.taps[s * taps / segments.count];
+      planned.segments.push_back(tap.row * problem_.in.row_pitch + tap.column * problem_.in.pixel_pitch);
+    }
+    border_.tail_bytes = std::max(border_.tail_bytes, 4 * segments.steps_each() - segments.bytes);
+    const int32_t zero_point = problem_.x_zero_point + (signed_input_ ? 128 : 0);
+    for (const int32_t sum : packed.sum) planned.start.push_back(-zero_point * sum);
+    cut(planned, segments);
+    phases_.push_back(std::move(planned));
+  }
+
+  void cut(PlannedPhase& planned, const Segments& segments) {
+    const int64_t panel_bytes = segments.steps() * kStepBytes;
+    const PhaseWork work{planned.tiled.count(), static_cast<int64_t>(panels_.size()), 4 * segments.steps(),
+                         panel_bytes * static_cast<int64_t>(panels_.size()),
+                         problem_.batch * problem_.in.height * problem_.in.width * weight_->spec().in_channels};
+    if (work.tiles > 0) append_parts(static_cast<int64_t>(phases_.size()), work, problem_.threads, parts_);
+    planned.panels_outside = 4 * segments.steps() > kShortDepth;
+  }
+
+  // Largest |v| that the layer can reach before rounding.
+  float largest_value() const {
+    float largest = 0.0f;
+    for (const PhasePanels& packed : weight_->phases()) {
+      for (size_t c = 0; c < multiplier_.size(); ++c) {
+        const float acc = 255.0f * static_cast<float>(packed.magnitude[c]);
+        largest = std::max(largest, std::fabs(multiplier_[c]) * acc + std::fabs(bias_[c]));
+      }
+    }
+    return largest + (problem_.residual.has_value() ? 255.0f * std::fabs(problem_.epilogue.residual.multiplier) : 0.0f);
+  }
+
+  // Up to this depth a tile's weights come from L1 or L2 as fast as they are used, and writing whole pixels matters
+  // more.
+  static constexpr int64_t kShortDepth = 128;
+
+  std::shared_ptr<const Weight> weight_;
+  ConvProblem problem_;
+  std::vector<Panel> panels_;
+  std::vector<float> multiplier_;
+  std::vector<float> bias_;
+  bool signed_input_;
+  int64_t out_size_;
+  bool direct_ = false;  // codes straight from the tile kernel
+  CodeVectors codes_{};
+  Border border_;
+  std::vector<PlannedPhase> phases_;
+  std::vector<ConvPart> parts_;
+};
+
+// Runs parts of one phase on one set of images.
+class Plan::Runner {
+ public:
+  Runner(const Plan& plan, const PlannedPhase& phase, const void* x, void* out, const void* residual)
+      : plan_(plan),
+        phase_(phase),
+        x_(static_cast<const uint8_t*>(x)),
+        out_(static_cast<uint8_t*>(out)),
+        residual_(static_cast<const uint8_t*>(residual)),
+        panel_bytes_(static_cast<int64_t>(phase.segments.size()) * phase.segment_steps * kStepBytes),
+        direct_(tile_kernels(plan.signed_input_, phase.segment_steps,
+                             plan.problem_.residual ? TileOutput::kCodesWithResidual : TileOutput::kCodes)),
+        indirect_(tile_kernels(plan.signed_input_, phase.segment_steps, TileOutput::kAccumulators)) {
+    const TiledPhase& tiled = phase.tiled;
+    args_.x_step = tiled.in_step;
+    args_.segments = phase.segments.data();
+    args_.segment_count = static_cast<int64_t>(phase.segments.size());
+    args_.segment_steps = phase.segment_steps;
+    args_.codes = &plan.codes_;
+    args_.out_step = tiled.out_step * plan.out_size_;
+    args_.residual_step = tiled.residual_step;
+    args_.residual_multiplier = plan.problem_.epilogue.residual.multiplier;
+    args_.residual_zero_point = plan.problem_.epilogue.residual.zero_point;
+    args_.accumulators = accumulators_;
+  }
+
+  void run(const ConvPart& part) {
+    if (phase_.panels_outside) {
+      for (int64_t p = part.panels.begin; p < part.panels.end; ++p) {
+        start_panel(p);
+        const bool more = p + 1 < part.panels.end;
+        for (int64_t t = part.tiles.begin; t < part.tiles.end; ++t) {
+          start_tile(t);
+          prefetch_next_panel(more ? t - part.tiles.begin : kPrefetchTiles);
+          compute(p);
+        }
+      }
+      return;
+    }
+    for (int64_t t = part.tiles.begin; t < part.tiles.end; ++t) {
+      start_tile(t);
+      for (int64_t p = part.panels.begin; p < part.panels.end; ++p) {
+        start_panel(p);
+        prefetch_next_panel(kPrefetchTiles);
+        compute(p);
+      }
+    }
+  }
+
+ private:
+  // The first tiles of a panel bring the next panel into L2, a share each.
+  static constexpr int64_t kPrefetchTiles = 4;
+
+  void start_panel(int64_t p) {
+    args_.weight = phase_.weight + p * panel_bytes_;
+    args_.start = phase_.start.data() + p * kTileChannels;
+    args_.multiplier = plan_.multiplier_.data() + p * kTileChannels;
+    args_.bias = plan_.bias_.data() + p * kTileChannels;
+  }
+
+  void start_tile(int64_t t) {
+    const TiledPhase& tiled = phase_.tiled;
+    const auto each = static_cast<int64_t>(tiled.tiles.size());
+    const int64_t image = tiled.images == 1 ? 0 : t / each;
+    tile_ = &tiled.tiles[t - image * each];
+    image_x_ = x_ + image * tiled.in.image_pitch;
+    image_out_ = out_ + image * tiled.out.image_pitch * plan_.out_size_;
+    if (residual_ != nullptr) image_residual_ = residual_ + image * tiled.residual.image_pitch;
+  }
+
+  void prefetch_next_panel(int64_t tile) {
+    const bool useful = tile < kPrefetchTiles;
+    const auto* weight = reinterpret_cast<const char*>(args_.weight);
+    args_.prefetch = useful ? weight + panel_bytes_ + tile * panel_bytes_ / kPrefetchTiles : weight;
+    args_.prefetch_step = useful ? kStepBytes : 0;
+  }
+
+  void compute(int64_t p) {
+    const Panel& panel = plan_.panels_[p];
+    for (int run = 0; run < 2; ++run) {
+      args_.x[run] = image_x_ + tile_->in[run] + panel.in_channel;
+      args_.out[run] = image_out_ + (tile_->out[run] + panel.out_channel) * plan_.out_size_;
+      if (residual_ != nullptr) args_.residual[run] = image_residual_ + tile_->residual[run] + panel.out_channel;
+    }
+    if (plan_.direct_ && panel.channels == kTileChannels) return direct_[tile_->pixels - 1](args_);
+    indirect_[tile_->pixels - 1](args_);
+    finish(panel);
+  }
+
+  void finish(const Panel& panel) {
+    const int64_t first = (tile_->pixels + 1) / 2;
+    for (int run = 0; run < 2; ++run) {
+      Residual residual = plan_.problem_.epilogue.residual;
+      residual.data = residual_ == nullptr ? nullptr : args_.residual[run];
+      avx512::finish_tile({accumulators_ + run * first * kTileChannels, run == 0 ? first : tile_->pixels - first,
+                           panel.channels, args_.multiplier, args_.bias, nullptr, residual, args_.residual_step,
+                           &plan_.problem_.epilogue.output, args_.out[run], args_.out_step});
+    }
+  }
+
+  const Plan& plan_;
+  const PlannedPhase& phase_;
+  const uint8_t* x_;
+  uint8_t* out_;
+  const uint8_t* residual_;
+  int64_t panel_bytes_;
+  const TileKernels& direct_;
+  const TileKernels& indirect_;
+  TileArgs args_{};
+  const PixelTile* tile_ = nullptr;
+  const uint8_t* image_x_ = nullptr;
+  uint8_t* image_out_ = nullptr;
+  const uint8_t* image_residual_ = nullptr;
+  alignas(64) int32_t accumulators_[kTilePixels * kTileChannels];
+};
+
+void Plan::run(const void* x, void* out, const void* residual, IndexRange tasks) const {
+  for (int64_t task = tasks.begin; task < tasks.end; ++task) {
+    const ConvPart& part = parts_[task];
+    Runner(*this, phases_[part.phase], x, out, residual).run(part);
+  }
+}
+
+std::shared_ptr<const ConvPlan> Weight::plan(const ConvProblem& problem) const {
+  return std::make_shared<Plan>(std::static_pointer_cast<const Weight>(shared_from_this()), problem);
+}
+
+}  // namespace
+
+std::shared_ptr<const PackedConv> pack_conv(const ConvSpec& spec, const ConvWeight& weight) {
+  return std::make_shared<Weight>(spec, weight);
+}
+
+}  // namespace torchquant::kernels::avx512_vnni
+
+#endif  // defined(__x86_64__)

@@ -1,0 +1,58 @@
+// The tile kernel of the AVX512-VNNI convolution engine: up to 14 output pixels x 32 output channels. Called by
+// integer_conv_avx512_vnni.cpp; defined in vnni_tile_avx512_vnni.cpp, whose functions a test checks for spills.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace torchquant::kernels::avx512_vnni {
+
+inline constexpr int64_t kTilePixels = 14;
+inline constexpr int64_t kTileChannels = 32;
+// Weights of one panel for one step: four input channels of 32 output channels.
+inline constexpr int64_t kStepBytes = 4 * kTileChannels;
+
+// From a scaled value to a code: everything after the rounding happens on integers, so that one set of vectors serves
+// every output type and every clamp. Codes are biased by 128 where they are signed, and flipped back at the end.
+struct CodeVectors {
+  alignas(64) int16_t zero_point[32];
+  alignas(64) uint8_t lo[64];
+  alignas(64) uint8_t hi[64];
+  alignas(64) uint8_t flip[64];
+};
+
+// Pixels lie in two runs, each of them evenly spaced; the first has (pixels + 1) / 2. Steps in bytes.
+struct TileArgs {
+  const uint8_t* x[2];
+  int64_t x_step;
+  const int64_t* segments;  // where each contiguous piece of a pixel's inputs starts, in bytes from x
+  int64_t segment_count;    // at least 1
+  int64_t segment_steps;    // its bytes / 4; at least 1
+  const int8_t* weight;     // [segment_count * segment_steps][32][4]
+  const char* prefetch;     // weights that will be needed next
+  int64_t prefetch_step;    // bytes to move on per 16 bytes of input
+  const int32_t* start;     // what the accumulators start with, per channel
+  const float* multiplier;
+  const float* bias;
+  const CodeVectors* codes;
+  uint8_t* out[2];
+  int64_t out_step;
+  const uint8_t* residual[2];
+  int64_t residual_step;
+  float residual_multiplier;
+  int32_t residual_zero_point;
+  int32_t* accumulators;  // [pixels][32], only for kAccumulators
+};
+
+// What a tile kernel writes: codes of 32 channels, the same with a uint8 residual added, or the bare accumulators.
+enum class TileOutput : int { kCodes = 0, kCodesWithResidual = 1, kAccumulators = 2 };
+
+using TileKernel = void (*)(const TileArgs&);
+// Entry i computes i + 1 pixels.
+using TileKernels = std::array<TileKernel, kTilePixels>;
+
+// Kernels for segments of `segment_steps` steps. `signed_input` reads int8 codes, as if their zero point were higher by
+// 128.
+const TileKernels& tile_kernels(bool signed_input, int64_t segment_steps, TileOutput output);
+
+}  // namespace torchquant::kernels::avx512_vnni
