@@ -14,8 +14,8 @@ struct Operand {
   int32_t zero_point;
 };
 
-// How an elementwise kernel walks images; `b` is for kernels with two operands. Sizes are those of `out`; operands
-// whose pitches are 0 repeat ([N, 1, 1, C] against [N, H, W, C]).
+// How an elementwise kernel walks images. Sizes are those of `out`; an operand whose pitches are 0 repeats ([N, 1, 1,
+// C] against [N, H, W, C]). Kernels of one operand take `b` like `a`.
 struct PointwiseImages {
   int64_t channels;
   ImageLayout a;

@@ -12,9 +12,6 @@
 #include "kernels/fake_quantize.h"
 #include "numerics/affine.h"
 
-// Inlines the lambdas of a kernel and all that they call, so that its loop is one loop over registers.
-#define TQ_KERNEL __attribute__((flatten))
-
 namespace torchquant::kernels {
 
 template <typename V>
@@ -280,5 +277,3 @@ struct FakeQuantizeVector {
 };
 
 }  // namespace torchquant::kernels
-
-#undef TQ_KERNEL

@@ -5,6 +5,9 @@
 
 #include "numerics/macros.h"
 
+// Inlines the lambdas of a kernel and all that they call, so that its loop is one loop over registers.
+#define TQ_KERNEL __attribute__((flatten))
+
 namespace torchquant::kernels {
 
 inline constexpr int kLanes = 16;
@@ -28,8 +31,8 @@ TQ_HOST_DEVICE void for_each_vector(int64_t n, Body&& body) {
 }
 
 // store(i, value(i, lanes), lanes) for i = 0, 16, 32, ..., with all loads of kBatch steps before their first store. Two
-// buffers of one allocator often lie a few bytes apart modulo 4096, and a store that is just ahead of the next loads then
-// looks to the CPU like one that they depend on: step by step, such a pair takes twice as long (4 KB aliasing).
+// buffers of one allocator often lie a few bytes apart modulo 4096, and a store that is just ahead of the next loads
+// then looks to the CPU like one that they depend on: step by step, such a pair takes twice as long (4 KB aliasing).
 template <int kBatch, typename Value, typename Store>
 TQ_HOST_DEVICE void map_vectors(int64_t n, Value&& value, Store&& store) {
   int64_t i = 0;

@@ -1,11 +1,22 @@
-// The table of integer kernels for AVX2. Reached through kernels/quantized_kernels.h.
-#include "kernels/cpu/quantized_reference.h"
+// The table of integer kernels for AVX2, compiled with its flags. Reached through kernels/quantized_kernels.h.
+#include "kernels/cpu/bytes_avx2.h"
+#include "kernels/cpu/quantized_image_vector.h"
+#include "kernels/cpu/quantized_lookup_vector.h"
+#include "kernels/cpu/quantized_pointwise_vector.h"
+#include "kernels/cpu/quantized_pool_vector.h"
+#include "kernels/cpu/vector_avx2.h"
 
 namespace torchquant::kernels::avx2 {
 namespace {
 
 consteval QuantizedKernels make_table() {
+  using Lookup = QuantizedLookupVector<ShuffledTable<Bytes>>;
   QuantizedKernels table = reference::make_quantized_table("avx2");
+  QuantizedPointwiseVector<Vector>::fill(table);
+  QuantizedPoolVector<Vector, Bytes>::fill(table);
+  QuantizedImageVector<Vector, Bytes>::fill(table);
+  table.lookup = Lookup::dense;
+  table.lookup_image = Lookup::image;
   return table;
 }
 

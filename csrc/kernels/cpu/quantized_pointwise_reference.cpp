@@ -1,6 +1,7 @@
 // Reference add, mul and table lookup over dense runs. Reached through kernels/quantized_kernels.h.
 #include <cmath>
 
+#include "kernels/cpu/image_runs.h"
 #include "kernels/cpu/quantized_reference.h"
 #include "kernels/cpu/quantized_tile_reference.h"
 
@@ -15,16 +16,9 @@ void centre_operand(const Operand& operand, int64_t offset, int64_t n, int16_t* 
   });
 }
 
-// Where a run begins in each of its tensors.
-struct Offsets {
-  int64_t a;
-  int64_t b;
-  int64_t out;
-};
-
 // Centres n codes of both operands chunk by chunk, combines them with fn(a, b) and stores the results.
 template <typename Args, typename Fn>
-void combine(const Args& args, Offsets offsets, int64_t n, Fn&& fn) {
+void combine(const Args& args, RunOffsets offsets, int64_t n, Fn&& fn) {
   int16_t centred_a[kChunk];
   int16_t centred_b[kChunk];
   float v[kChunk];
@@ -37,13 +31,13 @@ void combine(const Args& args, Offsets offsets, int64_t n, Fn&& fn) {
   }
 }
 
-void add_run(const AddArgs& args, Offsets offsets, int64_t n) {
+void add_run(const AddArgs& args, RunOffsets offsets, int64_t n) {
   combine(args, offsets, n, [&](int16_t a, int16_t b) {
     return fmaf(static_cast<float>(b), args.b_multiplier, static_cast<float>(a) * args.a_multiplier);
   });
 }
 
-void mul_run(const MulArgs& args, Offsets offsets, int64_t n) {
+void mul_run(const MulArgs& args, RunOffsets offsets, int64_t n) {
   combine(args, offsets, n, [&](int16_t a, int16_t b) {
     return static_cast<float>(static_cast<int32_t>(a) * static_cast<int32_t>(b)) * args.multiplier;
   });
@@ -51,7 +45,7 @@ void mul_run(const MulArgs& args, Offsets offsets, int64_t n) {
 
 // The index is the code's distance from the smallest code of its type; flipping the sign bit does that for int8.
 template <typename Entry>
-void lookup_entries(const LookupArgs& args, Offsets offsets, int64_t n) {
+void lookup_entries(const LookupArgs& args, RunOffsets offsets, int64_t n) {
   const uint8_t flip = args.x_type == ElementType::kInt8 ? 0x80 : 0;
   const auto* x = static_cast<const uint8_t*>(args.x) + offsets.a;
   const auto* table = static_cast<const Entry*>(args.table);
@@ -59,7 +53,7 @@ void lookup_entries(const LookupArgs& args, Offsets offsets, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = table[x[i] ^ flip];
 }
 
-void lookup_run(const LookupArgs& args, Offsets offsets, int64_t n) {
+void lookup_run(const LookupArgs& args, RunOffsets offsets, int64_t n) {
   switch (args.element_size) {
     case 1:
       return lookup_entries<uint8_t>(args, offsets, n);
@@ -67,17 +61,6 @@ void lookup_run(const LookupArgs& args, Offsets offsets, int64_t n) {
       return lookup_entries<uint16_t>(args, offsets, n);
     default:
       return lookup_entries<uint32_t>(args, offsets, n);
-  }
-}
-
-// run(offsets) for the channels of every pixel of the rows.
-template <typename Run>
-void for_each_pixel(const PointwiseImages& images, IndexRange rows, Run&& run) {
-  const int64_t width = images.out.width;
-  for (int64_t p = rows.begin * width; p < rows.end * width; ++p) {
-    const auto [image, row, column] = pixel_index(images.out, p);
-    run(Offsets{images.a.offset(image, row, column), images.b.offset(image, row, column),
-                images.out.offset(image, row, column)});
   }
 }
 
@@ -96,15 +79,15 @@ void lookup(const LookupArgs& args, IndexRange elements) {
 }
 
 void add_image(const AddArgs& args, const PointwiseImages& images, IndexRange rows) {
-  for_each_pixel(images, rows, [&](Offsets offsets) { add_run(args, offsets, images.channels); });
+  for_each_run(images, rows, [&](RunOffsets offsets, int64_t n) { add_run(args, offsets, n); });
 }
 
 void mul_image(const MulArgs& args, const PointwiseImages& images, IndexRange rows) {
-  for_each_pixel(images, rows, [&](Offsets offsets) { mul_run(args, offsets, images.channels); });
+  for_each_run(images, rows, [&](RunOffsets offsets, int64_t n) { mul_run(args, offsets, n); });
 }
 
 void lookup_image(const LookupArgs& args, const PointwiseImages& images, IndexRange rows) {
-  for_each_pixel(images, rows, [&](Offsets offsets) { lookup_run(args, offsets, images.channels); });
+  for_each_run(images, rows, [&](RunOffsets offsets, int64_t n) { lookup_run(args, offsets, n); });
 }
 
 }  // namespace torchquant::kernels::reference

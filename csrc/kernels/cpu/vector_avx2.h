@@ -22,6 +22,10 @@ struct Vector {
   struct Mask {  // all bits of a lane set, or none
     __m256 lo, hi;
   };
+  struct Int {  // sixteen int32
+    __m256i lo, hi;
+  };
+  using Codes = __m128i;            // sixteen bytes
   static constexpr int kBatch = 4;  // steps of map_vectors(): their results fill half of the registers
 
   TQ_HOST_DEVICE static Mask mask(AllLanes) {
@@ -83,15 +87,25 @@ struct Vector {
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
   }
-  // Stores the low byte of each code, which is the int8 or the uint8.
-  TQ_HOST_DEVICE static void store_codes(uint8_t* p, Float v, AllLanes) {
+  TQ_HOST_DEVICE static Codes load_bytes(const uint8_t* p, AllLanes) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  }
+  TQ_HOST_DEVICE static void store_bytes(uint8_t* p, Codes v, AllLanes) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), v);
+  }
+  // uint8 codes as values, and the low bytes of whole-numbered values.
+  TQ_HOST_DEVICE static Int widen(Codes codes) {
+    return {_mm256_cvtepu8_epi32(codes), _mm256_cvtepu8_epi32(_mm_srli_si128(codes, 8))};
+  }
+  TQ_HOST_DEVICE static Codes narrow(Float v) {
     const __m256i byte = _mm256_set1_epi32(0xff);
     const __m256i lo = _mm256_and_si256(_mm256_cvtps_epi32(v.lo), byte);
     const __m256i hi = _mm256_and_si256(_mm256_cvtps_epi32(v.hi), byte);
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(lo, hi), 0xd8);
-    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+    return _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   }
+  // Stores the low byte of each code, which is the int8 or the uint8.
+  TQ_HOST_DEVICE static void store_codes(uint8_t* p, Float v, AllLanes lanes) { store_bytes(p, narrow(v), lanes); }
 
   // AVX2 has no masked access to 8 and 16 bit elements, so the end of a run goes through a full vector on the stack.
   template <typename T>
@@ -112,11 +126,17 @@ struct Vector {
     memcpy(all, p, lanes.count);
     return load_codes(all, AllLanes{});
   }
-  TQ_HOST_DEVICE static void store_codes(uint8_t* p, Float v, FirstLanes lanes) {
+  TQ_HOST_DEVICE static Codes load_bytes(const uint8_t* p, FirstLanes lanes) {
+    uint8_t all[kLanes] = {};
+    memcpy(all, p, lanes.count);
+    return load_bytes(all, AllLanes{});
+  }
+  TQ_HOST_DEVICE static void store_bytes(uint8_t* p, Codes v, FirstLanes lanes) {
     uint8_t all[kLanes];
-    store_codes(all, v, AllLanes{});
+    store_bytes(all, v, AllLanes{});
     memcpy(p, all, lanes.count);
   }
+  TQ_HOST_DEVICE static void store_codes(uint8_t* p, Float v, FirstLanes lanes) { store_bytes(p, narrow(v), lanes); }
 
   TQ_HOST_DEVICE static void add_to_4(double* sums, __m128 v) {
     _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_loadu_pd(sums), _mm256_cvtps_pd(v)));
@@ -139,6 +159,9 @@ struct Vector {
   TQ_HOST_DEVICE static Float add(Float a, Float b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
   TQ_HOST_DEVICE static Float sub(Float a, Float b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
   TQ_HOST_DEVICE static Float mul(Float a, Float b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+  TQ_HOST_DEVICE static Float fma(Float a, Float b, Float c) {
+    return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+  }
   TQ_HOST_DEVICE static Float negate(Float v) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     return {_mm256_xor_ps(v.lo, sign), _mm256_xor_ps(v.hi, sign)};
@@ -150,6 +173,11 @@ struct Vector {
     return {_mm256_round_ps(v.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
             _mm256_round_ps(v.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
   }
+
+  TQ_HOST_DEVICE static Int set_int(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
+  TQ_HOST_DEVICE static Int add(Int a, Int b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+  TQ_HOST_DEVICE static Int sub(Int a, Int b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
+  TQ_HOST_DEVICE static Float to_float(Int v) { return {_mm256_cvtepi32_ps(v.lo), _mm256_cvtepi32_ps(v.hi)}; }
 
   // ---- masks ----
   TQ_HOST_DEVICE static __m256 between(__m256 v, __m256 lo, __m256 hi) {

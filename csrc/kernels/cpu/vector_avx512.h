@@ -22,6 +22,8 @@ using numerics::Float16;
 struct Vector {
   using Float = __m512;
   using Mask = __mmask16;
+  using Int = __m512i;              // sixteen int32
+  using Codes = __m128i;            // sixteen bytes
   static constexpr int kBatch = 8;  // steps of map_vectors(): their results fill a quarter of the registers
 
   TQ_HOST_DEVICE static Mask mask(AllLanes) { return 0xffff; }
@@ -88,6 +90,22 @@ struct Vector {
     _mm512_mask_cvtepi32_storeu_epi8(p, mask(lanes), _mm512_cvtps_epi32(v));
   }
 
+  TQ_HOST_DEVICE static Codes load_bytes(const uint8_t* p, AllLanes) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  }
+  TQ_HOST_DEVICE static Codes load_bytes(const uint8_t* p, FirstLanes lanes) {
+    return _mm_maskz_loadu_epi8(mask(lanes), p);
+  }
+  TQ_HOST_DEVICE static void store_bytes(uint8_t* p, Codes v, AllLanes) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), v);
+  }
+  TQ_HOST_DEVICE static void store_bytes(uint8_t* p, Codes v, FirstLanes lanes) {
+    _mm_mask_storeu_epi8(p, mask(lanes), v);
+  }
+  // uint8 codes as values, and the low bytes of whole-numbered values.
+  TQ_HOST_DEVICE static Int widen(Codes codes) { return _mm512_cvtepu8_epi32(codes); }
+  TQ_HOST_DEVICE static Codes narrow(Float v) { return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)); }
+
   // sums[i] += lane i
   TQ_HOST_DEVICE static void add_to(double* sums, Float v, AllLanes) {
     _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), _mm512_cvtps_pd(_mm512_castps512_ps256(v))));
@@ -104,6 +122,7 @@ struct Vector {
   TQ_HOST_DEVICE static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   TQ_HOST_DEVICE static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
   TQ_HOST_DEVICE static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  TQ_HOST_DEVICE static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
   TQ_HOST_DEVICE static Float negate(Float v) { return _mm512_xor_ps(v, _mm512_set1_ps(-0.0f)); }
   // a < b ? a : b and a > b ? a : b, so b where either is NaN or both are zero.
   TQ_HOST_DEVICE static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
@@ -111,6 +130,11 @@ struct Vector {
   TQ_HOST_DEVICE static Float round_half_even(Float v) {
     return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
+
+  TQ_HOST_DEVICE static Int set_int(int32_t v) { return _mm512_set1_epi32(v); }
+  TQ_HOST_DEVICE static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
+  TQ_HOST_DEVICE static Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
+  TQ_HOST_DEVICE static Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
 
   // ---- masks ----
   TQ_HOST_DEVICE static Mask between(Float v, Float lo, Float hi) {
