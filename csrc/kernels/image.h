@@ -38,4 +38,16 @@ TQ_HOST_DEVICE PixelIndex pixel_index(const ImageLayout& layout, int64_t index) 
   return {row / layout.height, row % layout.height, index % layout.width};
 }
 
+// body(first, count) for the parts of rows that positions [begin, end) of that walk consist of.
+template <typename Body>
+TQ_HOST_DEVICE void for_each_row_part(const ImageLayout& layout, int64_t begin, int64_t end, Body&& body) {
+  while (begin < end) {
+    const PixelIndex first = pixel_index(layout, begin);
+    const int64_t rest = layout.width - first.column;
+    const int64_t count = rest < end - begin ? rest : end - begin;
+    body(first, count);
+    begin += count;
+  }
+}
+
 }  // namespace torchquant::kernels
