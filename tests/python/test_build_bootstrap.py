@@ -56,5 +56,17 @@ def test_a_given_environment_without_torch_is_named_and_left_alone(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_given_environment_may_lack_what_only_some_tests_use(monkeypatch):
+    def answer(modules):
+        done = subprocess.CompletedProcess([], 0, stdout=" ".join(modules), stderr="")
+        monkeypatch.setattr(bootstrap.subprocess, "run", lambda *_, **__: done)
+
+    answer(["torchvision"])
+    bootstrap.check_environment("python")
+    answer(["torchvision", "hypothesis"])
+    with pytest.raises(SystemExit, match="lacks torchvision, hypothesis"):
+        bootstrap.check_environment("python")
+
+
 def test_every_requirement_is_pinned():
     assert all("==" in requirement for requirement in bootstrap.requirements())
