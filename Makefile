@@ -5,10 +5,10 @@ BUILD_DIR := $(or $(TORCHQUANT_BUILD_DIR),build)
 BOOTSTRAP := $(or $(TORCHQUANT_PYTHON),python3) scripts/bootstrap.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build examples wheel bench sanitize clean
+.PHONY: help demo test build examples wheel bench bench-kernels zoo sanitize clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo "With an environment that has torch already: TORCHQUANT_PYTHON=python3 make test"
 
 demo: examples  ## train, quantize, convert and run the digits demo
@@ -30,10 +30,18 @@ wheel:  ## build a wheel into dist/
 	@$(BOOTSTRAP) build
 	$(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
-bench: build  ## run the C++ benchmarks
+bench: build  ## compare whole networks with other systems (about an hour)
+	@$(BOOTSTRAP) peers
+	@PYTHONPATH="$(CURDIR)" $(PYTHON) benchmarks/peers/run.py
+
+bench-kernels: build  ## run the C++ benchmarks of single kernels
 	@$(BOOTSTRAP) bench
 	@$(PYTHON) scripts/cmake_build.py benchmarks
 	@for program in $(BUILD_DIR)/benchmarks/*_bench; do $$program || exit 1; done
+
+zoo: build  ## convert every network of torchvision and transformers (hours; goes on where it stopped)
+	@$(BOOTSTRAP) peers
+	@PYTHONPATH="$(CURDIR)" $(PYTHON) benchmarks/zoo.py
 
 sanitize: export TORCHQUANT_BUILD_DIR := $(BUILD_DIR)/sanitize
 sanitize: export CMAKE_ARGS := -DTORCHQUANT_SANITIZE=ON -DTORCHQUANT_PYTHON=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1

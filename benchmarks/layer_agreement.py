@@ -11,7 +11,7 @@ layer misses the bar. Writes benchmarks/results/layer_agreement.json.
 from __future__ import annotations
 
 import argparse
-import math
+import pathlib
 import sys
 
 import torch
@@ -20,6 +20,9 @@ from torch import nn
 import torchquant as tq
 from support import write_result
 from torchquant.agreement import layer_agreement
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "peers"))
+from networks import settle_batch_norms, signal_to_noise  # noqa: E402
 
 
 def resnet18():
@@ -42,31 +45,10 @@ def transformer():
 NETWORKS = {"resnet18": resnet18, "mobilenet_v2": mobilenet_v2, "transformer (4 encoder layers)": transformer}
 
 
-def settle_batch_norms(model: nn.Module, example: torch.Tensor, batches: int = 4) -> None:
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = None  # the plain mean over the batches
-    model.train()
-    with torch.no_grad():
-        for _ in range(batches if norms else 0):
-            model(torch.randn_like(example))
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
-    model.eval()
-
-
-def signal_to_noise(reference: torch.Tensor, noisy: torch.Tensor) -> float:
-    """dB of the mean-free reference over the difference."""
-    signal = (reference - reference.mean()).double().pow(2).mean()
-    noise = (reference - noisy).double().pow(2).mean()
-    return math.inf if noise == 0 else 10 * math.log10(signal / noise)
-
-
 def measure(name: str, calibration_batches: int) -> dict:
     torch.manual_seed(0)
     model, example = NETWORKS[name]()
-    settle_batch_norms(model, example)
+    settle_batch_norms(model, [torch.randn_like(example) for _ in range(4)])
     prepared = tq.prepare(model, example, tq.qconfigs.int8_static())
     tq.calibrate(prepared, [torch.randn_like(example) for _ in range(calibration_batches)])
     quantized = tq.convert(prepared, example)

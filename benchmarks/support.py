@@ -30,13 +30,15 @@ class PeerProcesses:
     """Runs each peer in its own process (thread pools of two libraries slow one another), one at a time.
 
     `peers` maps a name to (make_burst, arguments); make_burst(*arguments) is called once in the child and returns a
-    function without arguments whose result, one per burst, must be picklable.
+    function without arguments whose result, one per burst, must be picklable. A peer that fails ends the run, unless
+    `on_failure(name, text)` is given: then that peer is left out.
     """
 
-    def __init__(self, peers):
+    def __init__(self, peers, on_failure=None):
         self._context = multiprocessing.get_context("spawn")
         self._peers = peers
         self._running = {}
+        self._on_failure = on_failure
 
     def __enter__(self):
         for name, (make_burst, arguments) in self._peers.items():
@@ -45,7 +47,14 @@ class PeerProcesses:
             process.start()
             theirs.close()
             self._running[name] = (process, ours)
-            self._receive(name)  # one at a time: a peer that warms up while another does would disturb it
+            try:
+                self._receive(name)  # one at a time: a peer that warms up while another does would disturb it
+            except RuntimeError as error:
+                if self._on_failure is None:
+                    raise
+                del self._running[name]
+                process.terminate()
+                self._on_failure(name, str(error))
         return self
 
     def __exit__(self, *exception):
@@ -83,7 +92,7 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def write_result(name: str, setup: dict, rows: list) -> pathlib.Path:
+def write_result(name: str, setup: dict, rows: list, quiet: bool = False) -> pathlib.Path:
     """Writes benchmarks/results/<name>.json with what is needed to read and to repeat it."""
     import torch
 
@@ -91,8 +100,9 @@ def write_result(name: str, setup: dict, rows: list) -> pathlib.Path:
 
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
+    script = pathlib.Path(sys.argv[0]).resolve()
     document = {
-        "command": " ".join(["python", f"benchmarks/{pathlib.Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{script.relative_to(RESULTS.parent)}", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "cpu": cpu_name(),
         "isa": torchquant._C.selected_isa(),
@@ -101,6 +111,9 @@ def write_result(name: str, setup: dict, rows: list) -> pathlib.Path:
         "setup": setup,
         "rows": rows,
     }
-    path.write_text(json.dumps(document, indent=2) + "\n")
-    print(f"written: {path.relative_to(RESULTS.parent.parent)}")
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(document, indent=2) + "\n")
+    beside.replace(path)  # a run that is stopped here leaves the earlier result whole
+    if not quiet:
+        print(f"written: {path.relative_to(RESULTS.parent.parent)}")
     return path

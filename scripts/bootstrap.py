@@ -1,7 +1,7 @@
 """Prepares the machine for a make target: system packages through apt, Python packages in .venv. Run by the Makefile first;
 does nothing, quickly, where all is there.
 
-    python3 scripts/bootstrap.py build | test | bench
+    python3 scripts/bootstrap.py build | test | bench | peers
 
 With TORCHQUANT_PYTHON set, that interpreter's environment is checked and nothing is created.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 SOURCE_DIR = Path(__file__).resolve().parent.parent
 VENV = SOURCE_DIR / ".venv"
 REQUIREMENTS = SOURCE_DIR / "requirements.txt"
+PEER_REQUIREMENTS = SOURCE_DIR / "benchmarks" / "peers" / "requirements.txt"
 # Packages whose module has another name.
 MODULES = {"scikit-learn": "sklearn", "nlohmann-json": "nlohmann_json"}
 # Packages that are programs: the system's own will do.
@@ -70,13 +71,14 @@ def install_system_packages(target: str, python: str, needs_venv: bool) -> None:
                          f"  sudo apt-get install -y {' '.join(missing)}")
 
 
-def requirements() -> list[str]:
-    lines = (line.split("#")[0].strip() for line in REQUIREMENTS.read_text().splitlines())
+def requirements(target: str = "test") -> list[str]:
+    files = [REQUIREMENTS, PEER_REQUIREMENTS] if target == "peers" else [REQUIREMENTS]
+    lines = (line.split("#")[0].strip() for file in files for line in file.read_text().splitlines())
     return [line for line in lines if line]
 
 
-def check_environment(python: str) -> None:
-    modules = {requirement: requirement.split("==")[0] for requirement in requirements()}
+def check_environment(python: str, target: str = "test") -> None:
+    modules = {requirement: requirement.split("==")[0] for requirement in requirements(target)}
     modules = {requirement: MODULES.get(name, name) for requirement, name in modules.items()}
     code = "import importlib.util as u, sys; print(*[m for m in sys.argv[1:] if u.find_spec(m) is None])"
     result = subprocess.run([python, "-c", code, *modules.values()], text=True, capture_output=True)
@@ -91,14 +93,14 @@ def check_environment(python: str) -> None:
                          f"  {python} -m pip install {wanted}")
 
 
-def create_environment() -> None:
-    stamp = VENV / "requirements.sha256"
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+def install_requirements(file: Path) -> None:
+    stamp = VENV / f"{file.parent.name}.{file.name}.sha256"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == digest:
         return
-    print(f"Installing {REQUIREMENTS.name} into {VENV.name}; torch is large, the first time takes minutes", flush=True)
-    steps = [[sys.executable, "-m", "venv", VENV],
-             [VENV / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "-r", REQUIREMENTS]]
+    print(f"Installing {file.relative_to(SOURCE_DIR)} into {VENV.name}; torch is large, the first time takes minutes", flush=True)
+    steps = [] if (VENV / "bin" / "python").exists() else [[sys.executable, "-m", "venv", VENV]]
+    steps.append([VENV / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "-r", file])
     for step in steps:
         if subprocess.run(step).returncode != 0:
             raise SystemExit(f"This step failed: {' '.join(map(str, step))}")
@@ -106,16 +108,18 @@ def create_environment() -> None:
 
 
 def main() -> None:
-    if len(sys.argv) != 2 or sys.argv[1] not in ("build", "test", "bench"):
+    if len(sys.argv) != 2 or sys.argv[1] not in ("build", "test", "bench", "peers"):
         raise SystemExit(__doc__)
     given = os.environ.get("TORCHQUANT_PYTHON")
     if sys.version_info < (3, 10):
         raise SystemExit(f"TorchQuant needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]}.")
     install_system_packages(sys.argv[1], given or sys.executable, needs_venv=not given)
     if given:
-        check_environment(given)
-    else:
-        create_environment()
+        check_environment(given, sys.argv[1])
+        return
+    install_requirements(REQUIREMENTS)
+    if sys.argv[1] == "peers":
+        install_requirements(PEER_REQUIREMENTS)
 
 
 if __name__ == "__main__":
