@@ -1,0 +1,259 @@
+// Speed of the integer convolution engine on the layers of ResNet-50 and BERT-base, and on depthwise, grouped and
+// transposed ones: multiply-adds per second, and their share of what the VNNI instruction reaches on this machine in
+// the same run ("of_peak"). ResNet50 runs all 54 layers in a row with weights of their own, as cold as in a network,
+// and shares each layer's tasks among threads.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels/aligned_buffer.h"
+#include "kernels/integer_conv.h"
+#include "support/rng.h"
+
+namespace torchquant::test {
+namespace {
+
+using kernels::AlignedBuffer;
+using kernels::ConvSpec;
+using kernels::ElementType;
+using kernels::Isa;
+
+// A layer as a table of shapes names it; `side` is that of the output.
+struct Shape {
+  std::string name;
+  int64_t times;  // in ResNet-50
+  int64_t kernel;
+  int64_t stride;
+  int64_t in_channels;
+  int64_t out_channels;
+  int64_t height;
+  int64_t width;
+  bool residual = false;
+  int64_t groups = 1;
+};
+
+const std::vector<Shape>& resnet50_shapes() {
+  static const std::vector<Shape> shapes = {
+      {"conv1 7x7s2 3>64 @112", 1, 7, 2, 3, 64, 112, 112},
+      {"1x1 64>64 @56", 1, 1, 1, 64, 64, 56, 56},
+      {"3x3 64 @56", 3, 3, 1, 64, 64, 56, 56},
+      {"1x1 64>256 @56", 1, 1, 1, 64, 256, 56, 56},
+      {"1x1+res 64>256 @56", 3, 1, 1, 64, 256, 56, 56, true},
+      {"1x1 256>64 @56", 2, 1, 1, 256, 64, 56, 56},
+      {"1x1 256>128 @56", 1, 1, 1, 256, 128, 56, 56},
+      {"3x3s2 128 @28", 1, 3, 2, 128, 128, 28, 28},
+      {"1x1s2 256>512 @28", 1, 1, 2, 256, 512, 28, 28},
+      {"1x1+res 128>512 @28", 4, 1, 1, 128, 512, 28, 28, true},
+      {"1x1 512>128 @28", 3, 1, 1, 512, 128, 28, 28},
+      {"3x3 128 @28", 3, 3, 1, 128, 128, 28, 28},
+      {"1x1 512>256 @28", 1, 1, 1, 512, 256, 28, 28},
+      {"3x3s2 256 @14", 1, 3, 2, 256, 256, 14, 14},
+      {"1x1s2 512>1024 @14", 1, 1, 2, 512, 1024, 14, 14},
+      {"1x1+res 256>1024 @14", 6, 1, 1, 256, 1024, 14, 14, true},
+      {"1x1 1024>256 @14", 5, 1, 1, 1024, 256, 14, 14},
+      {"3x3 256 @14", 5, 3, 1, 256, 256, 14, 14},
+      {"1x1 1024>512 @14", 1, 1, 1, 1024, 512, 14, 14},
+      {"3x3s2 512 @7", 1, 3, 2, 512, 512, 7, 7},
+      {"1x1s2 1024>2048 @7", 1, 1, 2, 1024, 2048, 7, 7},
+      {"1x1+res 512>2048 @7", 3, 1, 1, 512, 2048, 7, 7, true},
+      {"1x1 2048>512 @7", 2, 1, 1, 2048, 512, 7, 7},
+      {"3x3 512 @7", 2, 3, 1, 512, 512, 7, 7},
+      {"fc 2048>1000", 1, 1, 1, 2048, 1000, 1, 1},
+  };
+  return shapes;
+}
+
+const std::vector<Shape>& other_shapes() {
+  static const std::vector<Shape> shapes = {
+      {"BERT 768>2304, 128 tokens", 0, 1, 1, 768, 2304, 1, 128},
+      {"BERT 768>768, 128 tokens", 0, 1, 1, 768, 768, 1, 128},
+      {"BERT 768>3072, 128 tokens", 0, 1, 1, 768, 3072, 1, 128},
+      {"BERT 3072>768, 128 tokens", 0, 1, 1, 3072, 768, 1, 128},
+      {"depthwise 3x3 32 @112", 0, 3, 1, 32, 32, 112, 112, false, 32},
+      {"depthwise 3x3 144 @56", 0, 3, 1, 144, 144, 56, 56, false, 144},
+      {"depthwise 3x3s2 144 @28", 0, 3, 2, 144, 144, 28, 28, false, 144},
+      {"depthwise 3x3 384 @14", 0, 3, 1, 384, 384, 14, 14, false, 384},
+      {"depthwise 5x5 672 @14", 0, 5, 1, 672, 672, 14, 14, false, 672},
+      {"depthwise 5x5s2 672 @7", 0, 5, 2, 672, 672, 7, 7, false, 672},
+      {"depthwise 7x7 96 @56", 0, 7, 1, 96, 96, 56, 56, false, 96},
+      {"grouped 3x3 128, 32 groups @56", 0, 3, 1, 128, 128, 56, 56, false, 32},
+      {"grouped 3x3 512, 32 groups @14", 0, 3, 1, 512, 512, 14, 14, false, 32},
+      {"MobileNetV2 1x1 16>96 @112", 0, 1, 1, 16, 96, 112, 112},
+      {"MobileNetV2 1x1 96>24 @56", 0, 1, 1, 96, 24, 56, 56},
+      {"MobileNetV2 1x1 960>160 @7", 0, 1, 1, 960, 160, 7, 7},
+      {"MobileNetV2 conv1 3x3s2 3>32", 0, 3, 2, 3, 32, 112, 112},
+  };
+  return shapes;
+}
+
+// What one thread reaches with the bare instruction, in multiply-adds per second; 0 where there is none.
+double vnni_peak() {
+#if defined(__x86_64__)
+  const auto isas = kernels::available_isas();
+  if (std::find(isas.begin(), isas.end(), Isa::kAvx512Vnni) == isas.end()) return 0.0;
+  constexpr int64_t kRounds = 100000;
+  double best = 0.0;
+  for (int trial = 0; trial < 5; ++trial) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int64_t i = 0; i < kRounds; ++i) {
+#define TQ_DOT(n) "vpdpbusd %%zmm30, %%zmm31, %%zmm" #n "\n"
+      asm volatile(TQ_DOT(0) TQ_DOT(1) TQ_DOT(2) TQ_DOT(3) TQ_DOT(4) TQ_DOT(5) TQ_DOT(6) TQ_DOT(7) TQ_DOT(8) TQ_DOT(9)
+                       TQ_DOT(10) TQ_DOT(11)::
+                           : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
+                             "xmm11");
+#undef TQ_DOT
+    }
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    best = std::max(best, kRounds * 12 * 64 / seconds.count());
+  }
+  return best;
+#else
+  return 0.0;
+#endif
+}
+
+// A planned layer with weights and images of its own.
+class Layer {
+ public:
+  Layer(const Shape& shape, Isa isa, int threads) : shape_(shape) {
+    const int64_t padding = shape.kernel / 2;
+    const ConvSpec spec{shape.in_channels,
+                        shape.out_channels,
+                        shape.groups,
+                        false,
+                        {shape.height == 1 ? 1 : shape.kernel, shape.stride, shape.height == 1 ? 0 : padding},
+                        {shape.kernel, shape.stride, padding}};
+    Random random(7);
+    const int64_t depth = shape.in_channels / shape.groups * spec.height.kernel * spec.width.kernel;
+    std::vector<int8_t> weight(shape.out_channels * depth);
+    for (int8_t& w : weight) w = static_cast<int8_t>(random.integer(-127, 127));
+    const int64_t taps = spec.height.kernel * spec.width.kernel;
+    const auto packed = pack_conv(isa, spec, {weight.data(), {depth, taps, spec.width.kernel, 1}});
+    const std::vector<float> multiplier(shape.out_channels, 1e-3f);
+    const std::vector<float> bias(shape.out_channels, 100.0f);
+    macs_ = static_cast<double>(shape.height * shape.width * shape.out_channels * depth);
+
+    const kernels::ImageLayout out = kernels::dense_image(shape.height, shape.width, shape.out_channels);
+    kernels::ImageLayout in = kernels::dense_image(shape.height == 1 ? 1 : shape.height * shape.stride,
+                                                   shape.width * shape.stride, shape.in_channels);
+    kernels::ConvProblem problem{1,
+                                 in,
+                                 out,
+                                 std::nullopt,
+                                 ElementType::kUInt8,
+                                 0,
+                                 {multiplier.data(),
+                                  bias.data(),
+                                  {nullptr, ElementType::kUInt8, 0, 0.4f},
+                                  {ElementType::kUInt8, 0.0f, {0.0f, 255.0f}, numerics::no_activation()}},
+                                 threads};
+    if (shape.residual) problem.residual = out;
+    const kernels::Border border = plan_conv(packed, problem)->input_border();
+    in.row_pitch += (border.left + border.right) * in.pixel_pitch;
+    in.image_pitch = in.row_pitch * (in.height + border.top + border.bottom);
+    problem.in = in;
+    plan_ = plan_conv(packed, problem);
+    x_ = random_bytes(in.image_pitch + border.tail_bytes, random);
+    first_ = border.top * in.row_pitch + border.left * in.pixel_pitch;
+    out_ = random_bytes(out.image_pitch, random);
+    if (shape.residual) residual_ = random_bytes(out.image_pitch, random);
+  }
+
+  void run(kernels::IndexRange tasks) const { plan_->run(x_.get() + first_, out_.get(), residual_.get(), tasks); }
+  int64_t tasks() const { return plan_->tasks(); }
+  double macs() const { return macs_; }
+
+ private:
+  static AlignedBuffer<uint8_t> random_bytes(int64_t n, Random& random) {
+    auto bytes = kernels::make_aligned<uint8_t>(n);
+    for (int64_t i = 0; i < n; ++i) bytes[i] = static_cast<uint8_t>(random.integer(0, 255));
+    return bytes;
+  }
+
+  Shape shape_;
+  double macs_ = 0;
+  std::shared_ptr<const kernels::ConvPlan> plan_;
+  AlignedBuffer<uint8_t> x_;
+  AlignedBuffer<uint8_t> out_;
+  AlignedBuffer<uint8_t> residual_;
+  int64_t first_ = 0;
+};
+
+void report(benchmark::State& state, double macs, double peak) {
+  const double total = macs * static_cast<double>(state.iterations());
+  state.counters["GMAC/s"] = benchmark::Counter(total / 1e9, benchmark::Counter::kIsRate);
+  if (peak > 0) state.counters["of_peak"] = benchmark::Counter(total / peak, benchmark::Counter::kIsRate);
+}
+
+void bench_layer(benchmark::State& state, const Shape& shape, Isa isa) {
+  const Layer layer(shape, isa, 1);
+  const double peak = vnni_peak();
+  for (auto _ : state) layer.run({0, layer.tasks()});
+  report(state, layer.macs(), peak);
+}
+
+// Threads that take tasks of one layer after the other; none goes on before all tasks of a layer are done.
+void run_network(const std::vector<Layer>& layers, int threads, std::vector<std::atomic<int64_t>>& next,
+                 std::vector<std::atomic<int64_t>>& done) {
+  const auto work = [&] {
+    for (size_t l = 0; l < layers.size(); ++l) {
+      const int64_t tasks = layers[l].tasks();
+      for (int64_t task; (task = next[l].fetch_add(1)) < tasks;) {
+        layers[l].run({task, task + 1});
+        done[l].fetch_add(1);
+      }
+      while (done[l].load() < tasks) {
+      }
+    }
+  };
+  std::vector<std::thread> helpers;
+  for (int t = 1; t < threads; ++t) helpers.emplace_back(work);
+  work();
+  for (std::thread& helper : helpers) helper.join();
+}
+
+void bench_resnet50(benchmark::State& state, Isa isa, int threads) {
+  std::vector<Layer> layers;
+  double macs = 0;
+  for (const Shape& shape : resnet50_shapes()) {
+    for (int64_t i = 0; i < shape.times; ++i) {
+      layers.emplace_back(shape, isa, threads);
+      macs += layers.back().macs();
+    }
+  }
+  const double peak = vnni_peak() * threads;
+  for (auto _ : state) {
+    std::vector<std::atomic<int64_t>> next(layers.size());
+    std::vector<std::atomic<int64_t>> done(layers.size());
+    run_network(layers, threads, next, done);
+  }
+  report(state, macs, peak);
+}
+
+const int kRegistered = [] {
+  for (const Isa isa : kernels::available_isas()) {
+    if (isa != Isa::kAvx2 && isa != Isa::kAvx512Vnni) continue;
+    const std::string name = kernels::isa_name(isa);
+    for (const auto* shapes : {&resnet50_shapes(), &other_shapes()}) {
+      for (const Shape& shape : *shapes) {
+        benchmark::RegisterBenchmark((name + "/" + shape.name).c_str(), bench_layer, shape, isa)
+            ->Unit(benchmark::kMicrosecond);
+      }
+    }
+    for (const int threads : {1, 2}) {
+      benchmark::RegisterBenchmark((name + "/ResNet50/threads:" + std::to_string(threads)).c_str(), bench_resnet50, isa,
+                                   threads)
+          ->Unit(benchmark::kMillisecond)
+          ->UseRealTime();
+    }
+  }
+  return 0;
+}();
+
+}  // namespace
+}  // namespace torchquant::test
