@@ -10,6 +10,8 @@
 
 #include "kernels/cpu/finish_tile.h"
 #include "kernels/cpu/integer_conv_engines.h"
+#include "kernels/cpu/vnni_codes.h"
+#include "kernels/cpu/vnni_engine.h"
 #include "kernels/cpu/vnni_panels.h"
 #include "kernels/cpu/vnni_tile.h"
 
@@ -70,28 +72,6 @@ std::vector<float> spread(const float* values, const std::vector<Panel>& panels)
   return spread;
 }
 
-// Clamps commute with rounding and saturation, all of them monotone, so they become bounds of the code.
-void set_code_bounds(const OutputSpec& output, CodeVectors& codes) {
-  numerics::QRange bounds = output.range;
-  if (output.activation.kind == numerics::Activation::kClamp) {
-    bounds.quant_min = numerics::output_code(output.activation.clamp.quant_min, output.zero_point, output.range);
-    bounds.quant_max = numerics::output_code(output.activation.clamp.quant_max, output.zero_point, output.range);
-  }
-  const int bias = output.type == ElementType::kInt8 ? 128 : 0;
-  std::fill(std::begin(codes.zero_point), std::end(codes.zero_point), static_cast<int16_t>(output.zero_point + bias));
-  std::fill(std::begin(codes.lo), std::end(codes.lo), static_cast<uint8_t>(static_cast<int>(bounds.quant_min) + bias));
-  std::fill(std::begin(codes.hi), std::end(codes.hi), static_cast<uint8_t>(static_cast<int>(bounds.quant_max) + bias));
-  std::fill(std::begin(codes.flip), std::end(codes.flip), static_cast<uint8_t>(bias));
-}
-
-bool is_byte_clamp(const OutputSpec& output) {
-  using numerics::Activation;
-  const numerics::QRange clamp = output.activation.clamp;
-  return output.type != ElementType::kFloat32 &&
-         (output.activation.kind == Activation::kNone ||
-          (output.activation.kind == Activation::kClamp && clamp.quant_min <= clamp.quant_max));
-}
-
 // A phase, cut for this image, with the weights and constants that its tiles use.
 struct PlannedPhase {
   TiledPhase tiled;
@@ -117,9 +97,9 @@ class Plan final : public ConvPlan {
     for (const PhasePanels& packed : weight_->phases()) phases.push_back(packed.phase);
     border_ = conv_border(phases, problem.in, problem.out);
     for (const PhasePanels& packed : weight_->phases()) add_phase(packed);
-    direct_ = is_byte_clamp(problem.epilogue.output) && largest_value() < 0x1p30f &&
+    direct_ = is_byte_clamp(problem.epilogue.output) && largest_value() < kLargestDirectValue &&
               (!problem.residual.has_value() || problem.epilogue.residual.type == ElementType::kUInt8);
-    if (direct_) set_code_bounds(problem.epilogue.output, codes_);
+    if (direct_) codes_ = code_vectors(problem.epilogue.output);
   }
 
   Border input_border() const override { return border_; }
@@ -169,11 +149,11 @@ class Plan final : public ConvPlan {
     float largest = 0.0f;
     for (const PhasePanels& packed : weight_->phases()) {
       for (size_t c = 0; c < multiplier_.size(); ++c) {
-        const float acc = 255.0f * static_cast<float>(packed.magnitude[c]);
+        const float acc = largest_accumulator(packed.magnitude[c]);
         largest = std::max(largest, std::fabs(multiplier_[c]) * acc + std::fabs(bias_[c]));
       }
     }
-    return largest + (problem_.residual.has_value() ? 255.0f * std::fabs(problem_.epilogue.residual.multiplier) : 0.0f);
+    return largest + largest_residual(problem_);
   }
 
   // Up to this depth a tile's weights come from L1 or L2 as fast as they are used, and writing whole pixels matters
@@ -324,6 +304,7 @@ std::shared_ptr<const ConvPlan> Weight::plan(const ConvProblem& problem) const {
 }  // namespace
 
 std::shared_ptr<const PackedConv> pack_conv(const ConvSpec& spec, const ConvWeight& weight) {
+  if (is_depthwise(spec)) return pack_depthwise(spec, weight);
   return std::make_shared<Weight>(spec, weight);
 }
 
