@@ -14,6 +14,7 @@
 #include "kernels/quantized_linear.h"
 #include "kernels/quantized_pointwise.h"
 #include "kernels/quantized_pool.h"
+#include "kernels/weight_only.h"
 
 namespace torchquant::kernels {
 
@@ -26,6 +27,8 @@ struct QuantizedKernels {
   void (*linear)(const LinearArgs& args, IndexRange rows, IndexRange channels);
   void (*linear_dynamic)(const LinearDynamicArgs& args, IndexRange rows, IndexRange channels);
   void (*linear_weight_only)(const LinearWeightOnlyArgs& args, IndexRange channels);
+  // The same on rearranged weights; null where the instruction set has no such kernel.
+  void (*linear_weight_only_packed)(const PackedWeightOnlyArgs& args, IndexRange blocks);
   void (*embedding)(const EmbeddingArgs& args, IndexRange indices);
 
   // Writes the kernel's own layout of output channels [channels.begin, channels.end) into `arranged`, which has one

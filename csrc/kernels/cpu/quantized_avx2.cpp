@@ -5,6 +5,7 @@
 #include "kernels/cpu/quantized_pointwise_vector.h"
 #include "kernels/cpu/quantized_pool_vector.h"
 #include "kernels/cpu/vector_avx2.h"
+#include "kernels/cpu/weight_only_vector.h"
 
 namespace torchquant::kernels::avx2 {
 namespace {
@@ -16,6 +17,7 @@ consteval QuantizedKernels make_table() {
   QuantizedPoolVector<Vector, Bytes>::fill(table);
   QuantizedImageVector<Vector, Bytes>::fill(table);
   table.lookup = Lookup::dense;
+  table.linear_weight_only_packed = WeightOnlyVector<Vector>::linear;
   table.lookup_image = Lookup::image;
   return table;
 }

@@ -6,6 +6,7 @@
 #include "kernels/cpu/quantized_pointwise_vector.h"
 #include "kernels/cpu/quantized_pool_vector.h"
 #include "kernels/cpu/vector_avx512.h"
+#include "kernels/cpu/weight_only_vector.h"
 
 namespace torchquant::kernels::avx512 {
 namespace {
@@ -53,6 +54,7 @@ consteval QuantizedKernels make_table(const char* name) {
   QuantizedPoolVector<Vector, Bytes>::fill(table);
   QuantizedImageVector<Vector, Bytes>::fill(table);
   table.lookup = lookup;
+  table.linear_weight_only_packed = WeightOnlyVector<Vector>::linear;
   table.lookup_image = lookup_image;
   return table;
 }

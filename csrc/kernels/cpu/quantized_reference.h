@@ -34,6 +34,7 @@ consteval QuantizedKernels make_quantized_table(const char* name) {
       .linear = linear,
       .linear_dynamic = linear_dynamic,
       .linear_weight_only = linear_weight_only,
+      .linear_weight_only_packed = nullptr,
       .embedding = embedding,
       .arrange_conv_weight = arrange_conv_weight,
       .conv = conv,

@@ -27,6 +27,8 @@ struct Vector {
   };
   using Codes = __m128i;            // sixteen bytes
   static constexpr int kBatch = 4;  // steps of map_vectors(): their results fill half of the registers
+  // weight_only_vector.h: rows that share a decoded vector, and sums that they keep
+  static constexpr int kDecodedRows = 2, kSums = 2;
 
   TQ_HOST_DEVICE static Mask mask(AllLanes) {
     const __m256 all = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
@@ -137,6 +139,30 @@ struct Vector {
     memcpy(p, all, lanes.count);
   }
   TQ_HOST_DEVICE static void store_codes(uint8_t* p, Float v, FirstLanes lanes) { store_bytes(p, narrow(v), lanes); }
+
+  TQ_HOST_DEVICE static Int widen_signed(Codes codes) {
+    return {_mm256_cvtepi8_epi32(codes), _mm256_cvtepi8_epi32(_mm_srli_si128(codes, 8))};
+  }
+  // The 4-bit codes of 16 words as values.
+  struct Nibbles {
+    TQ_HOST_DEVICE explicit Nibbles(int32_t quant_min)
+        : smallest(_mm256_set1_epi32(quant_min)), mask(_mm256_set1_epi32(15)) {}
+    TQ_HOST_DEVICE __m256 value(__m256i words, int i) const {
+      const __m256i nibble = _mm256_and_si256(_mm256_srli_epi32(words, 4 * i), mask);
+      return _mm256_cvtepi32_ps(_mm256_add_epi32(nibble, smallest));
+    }
+    // body(i, nibble i), i = 0 being the lowest.
+    template <typename Body>
+    TQ_HOST_DEVICE void operator()(Int words, Body&& body) const {
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) body(i, Float{value(words.lo, i), value(words.hi, i)});
+    }
+    __m256i smallest, mask;
+  };
+  TQ_HOST_DEVICE static Int load_words(const uint8_t* p) {
+    const __m256i* halves = reinterpret_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
+  }
 
   TQ_HOST_DEVICE static void add_to_4(double* sums, __m128 v) {
     _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_loadu_pd(sums), _mm256_cvtps_pd(v)));

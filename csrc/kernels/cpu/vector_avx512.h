@@ -25,6 +25,8 @@ struct Vector {
   using Int = __m512i;              // sixteen int32
   using Codes = __m128i;            // sixteen bytes
   static constexpr int kBatch = 8;  // steps of map_vectors(): their results fill a quarter of the registers
+  // weight_only_vector.h: rows that share a decoded vector, and sums that they keep
+  static constexpr int kDecodedRows = 8, kSums = 8;
 
   TQ_HOST_DEVICE static Mask mask(AllLanes) { return 0xffff; }
   TQ_HOST_DEVICE static Mask mask(FirstLanes lanes) { return static_cast<Mask>((1u << lanes.count) - 1u); }
@@ -105,6 +107,30 @@ struct Vector {
   // uint8 codes as values, and the low bytes of whole-numbered values.
   TQ_HOST_DEVICE static Int widen(Codes codes) { return _mm512_cvtepu8_epi32(codes); }
   TQ_HOST_DEVICE static Codes narrow(Float v) { return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)); }
+
+  TQ_HOST_DEVICE static Int widen_signed(Codes codes) { return _mm512_cvtepi8_epi32(codes); }
+  // The 4-bit codes of 16 words as values, by look-up in a table of all 16: a permutation ignores the upper bits of its
+  // index.
+  struct Nibbles {
+    TQ_HOST_DEVICE explicit Nibbles(int32_t quant_min) {
+      float values[kLanes];
+      for (int i = 0; i < kLanes; ++i) values[i] = static_cast<float>(i + quant_min);
+      table = _mm512_loadu_ps(values);
+    }
+    // body(i, nibble i), i = 0 being the lowest.
+    template <typename Body>
+    TQ_HOST_DEVICE void operator()(Int words, Body&& body) const {
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) body(i, _mm512_permutexvar_ps(_mm512_srli_epi32(words, 4 * i), table));
+    }
+    Float table;
+  };
+  // The empty statement keeps the words in a register: GCC would load them anew for every shift of them.
+  TQ_HOST_DEVICE static Int load_words(const uint8_t* p) {
+    Int words = _mm512_loadu_si512(p);
+    asm("" : "+v"(words));
+    return words;
+  }
 
   // sums[i] += lane i
   TQ_HOST_DEVICE static void add_to(double* sums, Float v, AllLanes) {
