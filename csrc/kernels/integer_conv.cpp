@@ -15,6 +15,9 @@ int64_t conv_output_size(const ConvAxisSpec& axis, bool transposed, int64_t in_s
 std::shared_ptr<const PackedConv> pack_conv(Isa isa, const ConvSpec& spec, const ConvWeight& weight) {
   switch (isa) {
 #if defined(__x86_64__)
+    case Isa::kAvx2:
+    case Isa::kAvx512:
+      return avx2::pack_conv(spec, weight);
     case Isa::kAvx512Vnni:
       return avx512_vnni::pack_conv(spec, weight);
 #endif

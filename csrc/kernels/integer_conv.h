@@ -62,6 +62,15 @@ struct ConvProblem {
   int threads;  // how many will share the tasks
 };
 
+// Pointers to the first channel of the first pixel inside the border of the first image. `row_scale`, for the rows of a
+// linear layer (one image of height 1) with float output, multiplies the multiplier of each pixel; null for none.
+struct ConvOperands {
+  const void* x;
+  void* out;
+  const void* residual;
+  const float* row_scale;
+};
+
 // Immutable: threads may run one plan at once on images of their own. run() neither allocates (but for the reference's)
 // nor blocks.
 class TQ_API ConvPlan {
@@ -71,8 +80,10 @@ class TQ_API ConvPlan {
   virtual Border input_border() const = 0;
   // Independent parts of roughly equal cost, in the order in which they should be started.
   virtual int64_t tasks() const = 0;
-  // Pointers to the first channel of the first pixel inside the border of the first image.
-  virtual void run(const void* x, void* out, const void* residual, IndexRange tasks) const = 0;
+  void run(const void* x, void* out, const void* residual, IndexRange tasks) const {
+    run(ConvOperands{x, out, residual, nullptr}, tasks);
+  }
+  virtual void run(const ConvOperands& operands, IndexRange tasks) const = 0;
 };
 
 // Weights in the layout of one instruction set, with their sums. Immutable: any number of plans share one.
@@ -81,6 +92,8 @@ class TQ_API PackedConv : public std::enable_shared_from_this<PackedConv> {
   virtual ~PackedConv() = default;
   virtual int64_t bytes() const = 0;
   virtual const char* kernel() const = 0;  // as receipts print it: "avx512_vnni"
+  // What plans for these sizes ask for. Of `in`, height, width and pixel_pitch count, of `out` height and width.
+  virtual Border input_border(const ImageLayout& in, const ImageLayout& out) const = 0;
   // plan_conv(): the plan keeps these weights alive.
   virtual std::shared_ptr<const ConvPlan> plan(const ConvProblem& problem) const = 0;
 };

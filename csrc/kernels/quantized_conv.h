@@ -1,5 +1,5 @@
-// Integer convolution over NHWC codes: forward and transposed, grouped, depthwise, dilated. Called by
-// csrc/ops/quantized_conv.cpp; a 1-d convolution is one of height 1.
+// Integer convolution over NHWC codes as the reference computes it: forward and transposed, grouped, depthwise,
+// dilated. ConvWeight is also how the engine (integer_conv.h) gets its weights.
 #pragma once
 
 #include <cstdint>

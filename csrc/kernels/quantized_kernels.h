@@ -9,7 +9,6 @@
 #include <cstdint>
 
 #include "kernels/isa.h"
-#include "kernels/quantized_conv.h"
 #include "kernels/quantized_image.h"
 #include "kernels/quantized_linear.h"
 #include "kernels/quantized_pointwise.h"
@@ -24,19 +23,10 @@ struct QuantizedKernels {
   // Unpacks rows [rows.begin, rows.end) of 4-bit codes into `codes`, which holds the whole int8 matrix.
   void (*unpack_int4)(const StoredWeight& weight, IndexRange rows, int8_t* codes);
 
-  void (*linear)(const LinearArgs& args, IndexRange rows, IndexRange channels);
-  void (*linear_dynamic)(const LinearDynamicArgs& args, IndexRange rows, IndexRange channels);
   void (*linear_weight_only)(const LinearWeightOnlyArgs& args, IndexRange channels);
   // The same on rearranged weights; null where the instruction set has no such kernel.
   void (*linear_weight_only_packed)(const PackedWeightOnlyArgs& args, IndexRange blocks);
   void (*embedding)(const EmbeddingArgs& args, IndexRange indices);
-
-  // Writes the kernel's own layout of output channels [channels.begin, channels.end) into `arranged`, which has one
-  // element per weight.
-  void (*arrange_conv_weight)(const ConvGeometry& geometry, const ConvWeight& weight, IndexRange channels,
-                              int8_t* arranged);
-  // `pixels` counts output positions over batch, height and width; `rows` over batch and height.
-  void (*conv)(const ConvArgs& args, IndexRange pixels);
 
   void (*max_pool)(const MaxPoolArgs& args, IndexRange pixels);
   void (*avg_pool)(const AvgPoolArgs& args, IndexRange pixels);

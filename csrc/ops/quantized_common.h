@@ -116,19 +116,6 @@ void parallel_range(int64_t count, int64_t cost, Fn&& fn) {
   });
 }
 
-// Splits a matrix of outputs by rows, or by columns where there are fewer rows than threads (one token through a wide
-// layer).
-template <typename Fn>
-void parallel_matrix(int64_t rows, int64_t columns, int64_t depth, Fn&& fn) {
-  if (rows >= at::get_num_threads()) {
-    parallel_range(rows, columns * depth, [&](kernels::IndexRange range) {
-      fn(range, kernels::IndexRange{0, columns});
-    });
-  } else {
-    parallel_range(columns, rows * depth, [&](kernels::IndexRange range) { fn(kernels::IndexRange{0, rows}, range); });
-  }
-}
-
 // Operations that requantizing one element takes, for grain_size.
 inline constexpr int64_t kElementCost = 8;
 

@@ -2,6 +2,7 @@
 // Emitted by the converter. 1-d and 2-d (len(kernel_size) tells), forward and transposed.
 #include <ATen/ops/empty.h>
 
+#include "ops/integer_conv.h"
 #include "ops/quantized_common.h"
 
 namespace torchquant::ops {
@@ -92,29 +93,18 @@ std::vector<c10::SymInt> output_sizes(const at::Tensor& x, const c10::SymInt& ou
 }
 
 // A missing height is one row that the kernel covers exactly.
-kernels::ConvAxis conv_axis(const at::Tensor& x, const at::Tensor& out, const ConvParams& p, bool height) {
-  const size_t dims = p.kernel_size.size();
-  if (height && dims == 1) return {1, 1, 1, 1, 0, 1};
-  const size_t i = height ? 0 : dims - 1;
-  const auto dim = 2 + static_cast<int64_t>(i);
-  return {x.size(dim), out.size(dim), p.kernel_size[i], p.stride[i], p.padding[i], p.dilation[i]};
+kernels::ConvSpec conv_spec(const at::Tensor& x, int64_t out_channels, const ConvParams& p) {
+  const auto axis = [&](size_t i) {
+    return kernels::ConvAxisSpec{p.kernel_size[i], p.stride[i], p.padding[i], p.dilation[i], p.output_padding[i]};
+  };
+  kernels::ConvSpec spec{x.size(1), out_channels, p.groups, p.transposed};
+  if (p.kernel_size.size() == 2) spec.height = axis(0);
+  spec.width = axis(p.kernel_size.size() - 1);
+  return spec;
 }
 
-// The weights in the kernel's own layout. Arranged on every call: the plain reference keeps no state.
-at::Tensor arrange_weight(const at::Tensor& weight, const kernels::ConvGeometry& g, int64_t bits, int64_t quant_min) {
-  const int64_t rows = g.transposed ? g.in_channels : g.out_channels;
-  const int64_t columns = (g.transposed ? g.out_channels : g.in_channels) / g.groups;
-  at::Tensor codes = weight;
-  if (bits == 4) codes = int8_weight(weight, rows, columns * g.height.kernel * g.width.kernel, bits, quant_min);
-  if (codes.dim() != 4) codes = codes.reshape({rows, columns, g.height.kernel, g.width.kernel});
-  const at::Tensor arranged = at::empty({codes.numel()}, codes.options());
-  const kernels::ConvWeight view{codes.const_data_ptr<int8_t>(),
-                                 {codes.stride(0), codes.stride(1), codes.stride(2), codes.stride(3)}};
-  int8_t* data = arranged.mutable_data_ptr<int8_t>();
-  parallel_range(g.out_channels, codes.numel() / g.out_channels, [&](kernels::IndexRange channels) {
-    kernels::quantized_kernels().arrange_conv_weight(g, view, channels, data);
-  });
-  return arranged;
+kernels::ImageLayout dense_layout(const at::Tensor& nhwc) {
+  return kernels::dense_image(nhwc.dim() == 4 ? nhwc.size(2) : 1, nhwc.size(-1), nhwc.size(1));
 }
 
 at::Tensor quantized_conv(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& multiplier,
@@ -143,41 +133,33 @@ at::Tensor quantized_conv(const at::Tensor& x, const at::Tensor& weight, const a
   auto fused_residual = residual_spec(kOp, residual, x, sizes, residual_multiplier, residual_zero_point);
 
   if (x.is_meta()) return empty_channels_last(sizes, x.options().dtype(output_dtype));
-  check_values(kOp, "multiplier", multiplier, /*positive=*/false);
-  check_values(kOp, "bias", bias, /*positive=*/false);
   const at::Tensor out = empty_channels_last(sizes, x.options().dtype(compute_dtype(output_dtype)));
   if (out.numel() == 0) return out.to(output_dtype);
 
-  const kernels::ConvGeometry geometry{x.size(0),
-                                       x.size(1),
-                                       out.size(1),
-                                       groups,
-                                       transposed,
-                                       conv_axis(x, out, p, /*height=*/true),
-                                       conv_axis(x, out, p, /*height=*/false)};
   const at::Tensor dense_x = to_channels_last(x);
-  const at::Tensor arranged = arrange_weight(weight, geometry, weight_bits, weight_quant_min);
   const at::Tensor dense_multiplier = multiplier.contiguous();
   const at::Tensor dense_bias = bias.contiguous();
   at::Tensor dense_residual;
-  if (residual.has_value()) {
-    dense_residual = to_channels_last(*residual);
-    fused_residual.data = dense_residual.const_data_ptr();
-  }
-  const auto image = kernels::dense_image(geometry.height.out_size, geometry.width.out_size, geometry.out_channels);
-  const kernels::ConvArgs args{
-      geometry,
-      kernels::dense_image(geometry.height.in_size, geometry.width.in_size, geometry.in_channels),
+  if (residual.has_value()) dense_residual = to_channels_last(*residual);
+  const kernels::ImageLayout image = dense_layout(x);
+  kernels::ConvProblem problem{
+      x.size(0),
       image,
-      image,
-      dense_x.const_data_ptr(),
+      dense_layout(out),
+      std::nullopt,
       element_type(x.scalar_type()),
       static_cast<int32_t>(x_zero_point),
-      arranged.const_data_ptr<int8_t>(),
       {dense_multiplier.const_data_ptr<float>(), dense_bias.const_data_ptr<float>(), fused_residual, output},
-      out.mutable_data_ptr()};
-  parallel_range(out.numel() / out.size(1), arranged.numel(),
-                 [&](kernels::IndexRange pixels) { kernels::quantized_kernels().conv(args, pixels); });
+      plan_threads()};
+  if (residual.has_value()) problem.residual = problem.out;
+  const auto packed = packed_conv(weight, conv_spec(x, out.size(1), p), weight_bits, weight_quant_min);
+  const auto plan = plan_bordered(*packed, problem, out.size(1), [&] {
+    check_values(kOp, "multiplier", multiplier, /*positive=*/false);
+    check_values(kOp, "bias", bias, /*positive=*/false);
+  });
+  const BorderedInput input(dense_x, image, x.size(0), plan->input_border(), x_zero_point);
+  run_plan(*plan, {input.data(), out.mutable_data_ptr(),
+                   residual.has_value() ? dense_residual.const_data_ptr() : nullptr, nullptr});
   return out.to(output_dtype);
 }
 

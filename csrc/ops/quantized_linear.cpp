@@ -2,6 +2,7 @@
 // Emitted by the converter for static int8 (and packed int4) layers.
 #include <ATen/ops/empty.h>
 
+#include "ops/integer_conv.h"
 #include "ops/quantized_common.h"
 
 namespace torchquant::ops {
@@ -28,34 +29,36 @@ at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const
   auto fused_residual = residual_spec(kOp, residual, x, sizes, residual_multiplier, residual_zero_point);
 
   if (x.is_meta()) return at::empty_symint(sizes, x.options().dtype(output_dtype));
-  check_values(kOp, "multiplier", multiplier, /*positive=*/false);
-  check_values(kOp, "bias", bias, /*positive=*/false);
   const at::Tensor out = at::empty_symint(sizes, x.options().dtype(compute_dtype(output_dtype)));
   if (out.numel() == 0) return out.to(output_dtype);
 
   const int64_t depth = x.size(-1);
   const int64_t channels = out.size(-1);
+  const int64_t rows = out.numel() / channels;
   const at::Tensor dense_x = x.contiguous();
-  const at::Tensor codes = int8_weight(weight, channels, depth, weight_bits, weight_quant_min);
   const at::Tensor dense_multiplier = multiplier.contiguous();
   const at::Tensor dense_bias = bias.contiguous();
   at::Tensor dense_residual;
-  if (residual.has_value()) {
-    dense_residual = residual->contiguous();
-    fused_residual.data = dense_residual.const_data_ptr();
-  }
-  const kernels::LinearArgs args{
-      dense_x.const_data_ptr(),
+  if (residual.has_value()) dense_residual = residual->contiguous();
+  const kernels::ImageLayout image = kernels::dense_image(1, rows, depth);
+  kernels::ConvProblem problem{
+      1,
+      image,
+      kernels::dense_image(1, rows, channels),
+      std::nullopt,
       element_type(x.scalar_type()),
       static_cast<int32_t>(x_zero_point),
-      depth,
-      codes.const_data_ptr<int8_t>(),
-      channels,
       {dense_multiplier.const_data_ptr<float>(), dense_bias.const_data_ptr<float>(), fused_residual, output},
-      out.mutable_data_ptr()};
-  parallel_matrix(out.numel() / channels, channels, depth, [&](kernels::IndexRange rows, kernels::IndexRange columns) {
-    kernels::quantized_kernels().linear(args, rows, columns);
+      plan_threads()};
+  if (residual.has_value()) problem.residual = problem.out;
+  const auto packed = packed_conv(weight, {depth, channels}, weight_bits, weight_quant_min);
+  const auto plan = plan_bordered(*packed, problem, channels, [&] {
+    check_values(kOp, "multiplier", multiplier, /*positive=*/false);
+    check_values(kOp, "bias", bias, /*positive=*/false);
   });
+  const BorderedInput input(dense_x, image, 1, plan->input_border(), x_zero_point);
+  run_plan(*plan, {input.data(), out.mutable_data_ptr(),
+                   residual.has_value() ? dense_residual.const_data_ptr() : nullptr, nullptr});
   return out.to(output_dtype);
 }
 

@@ -1,13 +1,31 @@
 // torchquant::quantized_linear_dynamic: quantizes each row of a float input (symmetric, absmax / 127), multiplies with
 // integer weights and returns floats. Emitted by the converter for dynamic layers, LSTM and GRU.
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
+#include <algorithm>
+
+#include "kernels/quantize_rows.h"
+#include "ops/integer_conv.h"
 #include "ops/quantized_common.h"
 
 namespace torchquant::ops {
 namespace {
 
 constexpr const char* kOp = "quantized_linear_dynamic";
+
+// Codes of every row, followed by readable zeros, and their scales.
+void quantize_rows(const at::Tensor& x, int64_t rows, int64_t depth, const at::Tensor& codes,
+                   const at::Tensor& row_scale) {
+  const kernels::QuantizeRow quantize = kernels::quantize_row(kernels::selected_isa());
+  const float* data = x.const_data_ptr<float>();
+  uint8_t* target = codes.mutable_data_ptr<uint8_t>();
+  float* scales = row_scale.mutable_data_ptr<float>();
+  std::fill(target + rows * depth, target + codes.numel(), uint8_t{0});
+  parallel_range(rows, depth / 8, [&](kernels::IndexRange range) {
+    for (int64_t r = range.begin; r < range.end; ++r) scales[r] = quantize(data + r * depth, depth, target + r * depth);
+  });
+}
 
 at::Tensor quantized_linear_dynamic(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& weight_scale,
                                     const std::optional<at::Tensor>& bias, int64_t weight_bits,
@@ -25,27 +43,34 @@ at::Tensor quantized_linear_dynamic(const at::Tensor& x, const at::Tensor& weigh
   const auto fused_activation = activation_spec(kOp, activation, activation_args, 1.0);
 
   if (x.is_meta()) return at::empty_symint(sizes, x.options());
-  check_values(kOp, "weight_scale", weight_scale, /*positive=*/true);
   const at::Tensor out = at::empty_symint(sizes, x.options().dtype(at::kFloat));
   if (out.numel() == 0) return out.to(x.scalar_type());
 
   const int64_t depth = x.size(-1);
   const int64_t channels = out.size(-1);
+  const int64_t rows = out.numel() / channels;
   const at::Tensor dense_x = x.to(at::kFloat).contiguous();
-  const at::Tensor codes = int8_weight(weight, channels, depth, weight_bits, weight_quant_min);
   const at::Tensor dense_scale = weight_scale.contiguous();
-  const at::Tensor dense_bias = float_or_undefined(bias);
-  const kernels::LinearDynamicArgs args{dense_x.const_data_ptr<float>(),
-                                        depth,
-                                        codes.const_data_ptr<int8_t>(),
-                                        channels,
-                                        dense_scale.const_data_ptr<float>(),
-                                        float_data_or_null(dense_bias),
-                                        fused_activation,
-                                        out.mutable_data_ptr<float>()};
-  parallel_matrix(out.numel() / channels, channels, depth, [&](kernels::IndexRange rows, kernels::IndexRange columns) {
-    kernels::quantized_kernels().linear_dynamic(args, rows, columns);
-  });
+  const at::Tensor dense_bias =
+      bias.has_value() ? float_or_undefined(bias) : at::zeros({channels}, dense_scale.options());
+  const kernels::ConvProblem problem{1,
+                                     kernels::dense_image(1, rows, depth),
+                                     kernels::dense_image(1, rows, channels),
+                                     std::nullopt,
+                                     kernels::ElementType::kUInt8,
+                                     kernels::kDynamicZeroPoint,
+                                     {dense_scale.const_data_ptr<float>(),
+                                      dense_bias.const_data_ptr<float>(),
+                                      {},
+                                      {kernels::ElementType::kFloat32, 0.0f, {}, fused_activation}},
+                                     plan_threads()};
+  const auto packed = packed_conv(weight, {depth, channels}, weight_bits, weight_quant_min);
+  const auto plan =
+      packed->plan(problem, channels, [&] { check_values(kOp, "weight_scale", weight_scale, /*positive=*/true); });
+  const at::Tensor codes = at::empty({rows * depth + plan->input_border().tail_bytes}, x.options().dtype(at::kByte));
+  const at::Tensor row_scale = at::empty({rows}, x.options().dtype(at::kFloat));
+  quantize_rows(dense_x, rows, depth, codes, row_scale);
+  run_plan(*plan, {codes.const_data_ptr(), out.mutable_data_ptr(), nullptr, row_scale.const_data_ptr<float>()});
   return out.to(x.scalar_type());
 }
 

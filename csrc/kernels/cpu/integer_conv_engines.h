@@ -8,6 +8,9 @@ namespace torchquant::kernels {
 namespace reference {
 std::shared_ptr<const PackedConv> pack_conv(const ConvSpec& spec, const ConvWeight& weight);
 }
+namespace avx2 {
+std::shared_ptr<const PackedConv> pack_conv(const ConvSpec& spec, const ConvWeight& weight);
+}
 namespace avx512_vnni {
 std::shared_ptr<const PackedConv> pack_conv(const ConvSpec& spec, const ConvWeight& weight);
 }

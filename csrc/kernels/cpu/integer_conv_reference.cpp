@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "kernels/cpu/integer_conv_engines.h"
-#include "kernels/cpu/quantized_reference.h"
+#include "kernels/cpu/quantized_conv_reference.h"
 
 namespace torchquant::kernels::reference {
 namespace {
@@ -50,20 +50,36 @@ class ReferencePlan final : public ConvPlan {
   Border input_border() const override { return {}; }
   int64_t tasks() const override { return args_.geometry.batch * args_.geometry.height.out_size * parts(); }
 
-  void run(const void* x, void* out, const void* residual, IndexRange tasks) const override {
+  using ConvPlan::run;
+  void run(const ConvOperands& operands, IndexRange tasks) const override {
     ConvArgs args = args_;
-    args.x = x;
-    args.out = out;
-    args.epilogue.residual.data = residual;
+    args.x = operands.x;
+    args.out = operands.out;
+    args.epilogue.residual.data = operands.residual;
     const int64_t width = args_.geometry.width.out_size;
     for (int64_t task = tasks.begin; task < tasks.end; ++task) {
       const int64_t row = task / parts() * width;
       const int64_t column = task % parts() * kPart;
-      conv(args, {row + column, row + std::min(column + kPart, width)});
+      const IndexRange pixels{row + column, row + std::min(column + kPart, width)};
+      if (operands.row_scale == nullptr) {
+        conv(args, pixels);
+      } else {
+        run_scaled(args, operands.row_scale, pixels);
+      }
     }
   }
 
  private:
+  static void run_scaled(ConvArgs args, const float* row_scale, IndexRange pixels) {
+    std::vector<float> multiplier(args.geometry.out_channels);
+    const float* channel_scale = args.epilogue.multiplier;
+    args.epilogue.multiplier = multiplier.data();
+    for (int64_t p = pixels.begin; p < pixels.end; ++p) {
+      for (size_t c = 0; c < multiplier.size(); ++c) multiplier[c] = row_scale[p] * channel_scale[c];
+      conv(args, {p, p + 1});
+    }
+  }
+
   // A row of the output is cut into parts, because a linear layer is a single long row.
   static constexpr int64_t kPart = 16;
   int64_t parts() const { return (args_.geometry.width.out_size + kPart - 1) / kPart; }
@@ -84,6 +100,7 @@ class ReferenceWeight final : public PackedConv {
 
   int64_t bytes() const override { return static_cast<int64_t>(arranged_.size()); }
   const char* kernel() const override { return "reference"; }
+  Border input_border(const ImageLayout& /*in*/, const ImageLayout& /*out*/) const override { return {}; }
   std::shared_ptr<const ConvPlan> plan(const ConvProblem& problem) const override {
     return std::make_shared<ReferencePlan>(spec_, arranged_.data(), shared_from_this(), problem);
   }

@@ -20,63 +20,53 @@ namespace {
 
 class Weight final : public PackedConv {
  public:
-  Weight(const ConvSpec& spec, const ConvWeight& weight) : spec_(spec), grid_(panel_grid(spec)) {
-    for (ConvPhase& phase : conv_phases(spec)) phases_.push_back(pack_phase(spec, std::move(phase), weight));
+  Weight(const ConvSpec& spec, const ConvWeight& weight)
+      : spec_(spec), panels_(list_panels(spec)), phases_(conv_phases(spec)) {
+    for (const ConvPhase& phase : phases_) packed_.push_back(pack_phase(spec, phase, weight));
   }
 
   int64_t bytes() const override {
     int64_t total = 0;
-    for (const PhasePanels& phase : phases_) {
-      total += grid_.panels * phase.segments.steps() * kStepBytes + grid_.channels() * 2 * sizeof(int32_t);
+    for (const PhasePanels& packed : packed_) {
+      total += static_cast<int64_t>(panels_.size()) *
+               (packed.segments.panel_bytes() + kTileChannels * static_cast<int64_t>(2 * sizeof(int32_t)));
     }
     return total;
   }
   const char* kernel() const override { return "avx512_vnni"; }
   std::shared_ptr<const ConvPlan> plan(const ConvProblem& problem) const override;
 
+  Border input_border(const ImageLayout& in, const ImageLayout& out) const override {
+    Border border = conv_border(phases_, in, out);
+    for (const ConvPhase& phase : phases_) {
+      const Segments wanted = segments(phase, in);
+      border.tail_bytes = std::max(border.tail_bytes, 4 * stepped(wanted).steps_each - wanted.bytes);
+    }
+    return border;
+  }
+
+  Segments segments(const ConvPhase& phase, const ImageLayout& in) const {
+    const bool rows = rows_are_contiguous(spec_) && in.pixel_pitch == spec_.in_channels;
+    return rows ? row_segments(spec_) : tap_segments(spec_, phase);
+  }
+
   const ConvSpec& spec() const { return spec_; }
-  const PanelGrid& grid() const { return grid_; }
-  const std::vector<PhasePanels>& phases() const { return phases_; }
+  const std::vector<Panel>& panels() const { return panels_; }
+  const std::vector<ConvPhase>& phases() const { return phases_; }
+  const std::vector<PhasePanels>& packed() const { return packed_; }
 
  private:
   ConvSpec spec_;
-  PanelGrid grid_;
-  std::vector<PhasePanels> phases_;
+  std::vector<Panel> panels_;
+  std::vector<ConvPhase> phases_;
+  std::vector<PhasePanels> packed_;  // of each phase
 };
-
-// One panel of output channels, as element offsets of a pixel.
-struct Panel {
-  int64_t in_channel;
-  int64_t out_channel;
-  int64_t channels;
-};
-
-std::vector<Panel> list_panels(const ConvSpec& spec, const PanelGrid& grid) {
-  const int64_t inputs = spec.in_channels / spec.groups;
-  const int64_t outputs = spec.out_channels / spec.groups;
-  std::vector<Panel> panels;
-  for (int64_t p = 0; p < grid.panels; ++p) {
-    const int64_t group = p / grid.panels_per_group;
-    const int64_t first = p % grid.panels_per_group * kTileChannels;
-    panels.push_back({group * inputs, group * outputs + first, std::min(kTileChannels, outputs - first)});
-  }
-  return panels;
-}
-
-// Per-channel values in the order of the panels; lanes beyond the last channel of a panel are 0.
-std::vector<float> spread(const float* values, const std::vector<Panel>& panels) {
-  std::vector<float> spread(panels.size() * kTileChannels, 0.0f);
-  for (size_t p = 0; p < panels.size(); ++p) {
-    std::copy_n(values + panels[p].out_channel, panels[p].channels, spread.begin() + p * kTileChannels);
-  }
-  return spread;
-}
 
 // A phase, cut for this image, with the weights and constants that its tiles use.
 struct PlannedPhase {
   TiledPhase tiled;
-  std::vector<int64_t> segments;  // start of each, in bytes from a pixel's base
-  int64_t segment_steps;
+  std::vector<int64_t> offsets;  // of the segments, in bytes from a pixel's base
+  SteppedSegments segments;
   const int8_t* weight;
   AlignedBuffer<int8_t> repacked;  // where `weight` is not the packed one
   std::vector<int32_t> start;
@@ -88,66 +78,55 @@ class Plan final : public ConvPlan {
   Plan(std::shared_ptr<const Weight> weight, const ConvProblem& problem)
       : weight_(std::move(weight)),
         problem_(problem),
-        panels_(list_panels(weight_->spec(), weight_->grid())),
-        multiplier_(spread(problem.epilogue.multiplier, panels_)),
-        bias_(spread(problem.epilogue.bias, panels_)),
+        multiplier_(spread_channels(problem.epilogue.multiplier, weight_->panels())),
+        bias_(spread_channels(problem.epilogue.bias, weight_->panels())),
         signed_input_(problem.x_type == ElementType::kInt8),
         out_size_(problem.epilogue.output.type == ElementType::kFloat32 ? 4 : 1) {
-    std::vector<ConvPhase> phases;
-    for (const PhasePanels& packed : weight_->phases()) phases.push_back(packed.phase);
-    border_ = conv_border(phases, problem.in, problem.out);
-    for (const PhasePanels& packed : weight_->phases()) add_phase(packed);
+    for (size_t i = 0; i < weight_->phases().size(); ++i) add_phase(weight_->phases()[i], weight_->packed()[i]);
     direct_ = is_byte_clamp(problem.epilogue.output) && largest_value() < kLargestDirectValue &&
               (!problem.residual.has_value() || problem.epilogue.residual.type == ElementType::kUInt8);
     if (direct_) codes_ = code_vectors(problem.epilogue.output);
   }
 
-  Border input_border() const override { return border_; }
+  Border input_border() const override { return weight_->input_border(problem_.in, problem_.out); }
   int64_t tasks() const override { return static_cast<int64_t>(parts_.size()); }
 
-  void run(const void* x, void* out, const void* residual, IndexRange tasks) const override;
+  using ConvPlan::run;
+  void run(const ConvOperands& operands, IndexRange tasks) const override;
 
  private:
   class Runner;
 
-  void add_phase(const PhasePanels& packed) {
+  void add_phase(const ConvPhase& phase, const PhasePanels& packed) {
     const ConvSpec& spec = weight_->spec();
-    PlannedPhase planned{tile_phase(packed.phase, problem_, kTilePixels), {}, 0, packed.weight.get(), {}, {}, false};
-    const bool by_rows = rows_are_contiguous(spec) && problem_.in.pixel_pitch == spec.in_channels;
-    Segments segments = packed.segments;
-    if (!by_rows) {
-      segments = tap_segments(spec, packed.phase);
-      if (segments.steps() != packed.segments.steps()) {
-        planned.repacked = repack_by_taps(spec, packed);
-        planned.weight = planned.repacked.get();
-      }
+    const Segments segments = weight_->segments(phase, problem_.in);
+    const SteppedSegments steps = stepped(segments);
+    PlannedPhase planned{tile_phase(phase, problem_, kTilePixels),
+                         segment_offsets(segments, phase, problem_.in),
+                         steps,
+                         packed.weight.get(),
+                         {},
+                         {},
+                         false};
+    if (planned.offsets.empty()) planned.offsets.push_back(0);
+    if (steps.steps() != packed.segments.steps()) {
+      planned.repacked = repack_by_taps(spec, phase, packed);
+      planned.weight = planned.repacked.get();
     }
-    planned.segment_steps = segments.steps_each();
-    const auto taps = static_cast<int64_t>(packed.phase.taps.size());
-    for (int64_t s = 0; s < segments.count; ++s) {
-      const ConvTap tap = taps == 0 ? ConvTap{} : packed.phase.taps[s * taps / segments.count];
-      planned.segments.push_back(tap.row * problem_.in.row_pitch + tap.column * problem_.in.pixel_pitch);
-    }
-    border_.tail_bytes = std::max(border_.tail_bytes, 4 * segments.steps_each() - segments.bytes);
     const int32_t zero_point = problem_.x_zero_point + (signed_input_ ? 128 : 0);
     for (const int32_t sum : packed.sum) planned.start.push_back(-zero_point * sum);
-    cut(planned, segments);
-    phases_.push_back(std::move(planned));
-  }
-
-  void cut(PlannedPhase& planned, const Segments& segments) {
-    const int64_t panel_bytes = segments.steps() * kStepBytes;
-    const PhaseWork work{planned.tiled.count(), static_cast<int64_t>(panels_.size()), 4 * segments.steps(),
-                         panel_bytes * static_cast<int64_t>(panels_.size()),
-                         problem_.batch * problem_.in.height * problem_.in.width * weight_->spec().in_channels};
+    planned.panels_outside = 4 * steps.steps() > kShortDepth;
+    const auto panels = static_cast<int64_t>(weight_->panels().size());
+    const PhaseWork work{planned.tiled.count(), panels, 4 * steps.steps(), panels * steps.panel_bytes(),
+                         problem_.batch * problem_.in.height * problem_.in.width * spec.in_channels};
     if (work.tiles > 0) append_parts(static_cast<int64_t>(phases_.size()), work, problem_.threads, parts_);
-    planned.panels_outside = 4 * segments.steps() > kShortDepth;
+    phases_.push_back(std::move(planned));
   }
 
   // Largest |v| that the layer can reach before rounding.
   float largest_value() const {
     float largest = 0.0f;
-    for (const PhasePanels& packed : weight_->phases()) {
+    for (const PhasePanels& packed : weight_->packed()) {
       for (size_t c = 0; c < multiplier_.size(); ++c) {
         const float acc = largest_accumulator(packed.magnitude[c]);
         largest = std::max(largest, std::fabs(multiplier_[c]) * acc + std::fabs(bias_[c]));
@@ -162,14 +141,12 @@ class Plan final : public ConvPlan {
 
   std::shared_ptr<const Weight> weight_;
   ConvProblem problem_;
-  std::vector<Panel> panels_;
   std::vector<float> multiplier_;
   std::vector<float> bias_;
   bool signed_input_;
   int64_t out_size_;
   bool direct_ = false;  // codes straight from the tile kernel
   CodeVectors codes_{};
-  Border border_;
   std::vector<PlannedPhase> phases_;
   std::vector<ConvPart> parts_;
 };
@@ -177,21 +154,22 @@ class Plan final : public ConvPlan {
 // Runs parts of one phase on one set of images.
 class Plan::Runner {
  public:
-  Runner(const Plan& plan, const PlannedPhase& phase, const void* x, void* out, const void* residual)
+  Runner(const Plan& plan, const PlannedPhase& phase, const ConvOperands& operands)
       : plan_(plan),
         phase_(phase),
-        x_(static_cast<const uint8_t*>(x)),
-        out_(static_cast<uint8_t*>(out)),
-        residual_(static_cast<const uint8_t*>(residual)),
-        panel_bytes_(static_cast<int64_t>(phase.segments.size()) * phase.segment_steps * kStepBytes),
-        direct_(tile_kernels(plan.signed_input_, phase.segment_steps,
+        x_(static_cast<const uint8_t*>(operands.x)),
+        out_(static_cast<uint8_t*>(operands.out)),
+        residual_(static_cast<const uint8_t*>(operands.residual)),
+        row_scale_(operands.row_scale),
+        panel_bytes_(phase.segments.panel_bytes()),
+        direct_(tile_kernels(plan.signed_input_, phase.segments.steps_each,
                              plan.problem_.residual ? TileOutput::kCodesWithResidual : TileOutput::kCodes)),
-        indirect_(tile_kernels(plan.signed_input_, phase.segment_steps, TileOutput::kAccumulators)) {
+        indirect_(tile_kernels(plan.signed_input_, phase.segments.steps_each, TileOutput::kAccumulators)) {
     const TiledPhase& tiled = phase.tiled;
     args_.x_step = tiled.in_step;
-    args_.segments = phase.segments.data();
-    args_.segment_count = static_cast<int64_t>(phase.segments.size());
-    args_.segment_steps = phase.segment_steps;
+    args_.segments = phase.offsets.data();
+    args_.segment_count = phase.segments.count;
+    args_.segment_steps = phase.segments.steps_each;
     args_.codes = &plan.codes_;
     args_.out_step = tiled.out_step * plan.out_size_;
     args_.residual_step = tiled.residual_step;
@@ -252,7 +230,7 @@ class Plan::Runner {
   }
 
   void compute(int64_t p) {
-    const Panel& panel = plan_.panels_[p];
+    const Panel& panel = plan_.weight_->panels()[p];
     for (int run = 0; run < 2; ++run) {
       args_.x[run] = image_x_ + tile_->in[run] + panel.in_channel;
       args_.out[run] = image_out_ + (tile_->out[run] + panel.out_channel) * plan_.out_size_;
@@ -268,8 +246,9 @@ class Plan::Runner {
     for (int run = 0; run < 2; ++run) {
       Residual residual = plan_.problem_.epilogue.residual;
       residual.data = residual_ == nullptr ? nullptr : args_.residual[run];
+      const float* row_scale = row_scale_ == nullptr ? nullptr : row_scale_ + tile_->out[run] / phase_.tiled.out_step;
       avx512::finish_tile({accumulators_ + run * first * kTileChannels, run == 0 ? first : tile_->pixels - first,
-                           panel.channels, args_.multiplier, args_.bias, nullptr, residual, args_.residual_step,
+                           panel.channels, args_.multiplier, args_.bias, row_scale, residual, args_.residual_step,
                            &plan_.problem_.epilogue.output, args_.out[run], args_.out_step});
     }
   }
@@ -279,6 +258,7 @@ class Plan::Runner {
   const uint8_t* x_;
   uint8_t* out_;
   const uint8_t* residual_;
+  const float* row_scale_;
   int64_t panel_bytes_;
   const TileKernels& direct_;
   const TileKernels& indirect_;
@@ -290,10 +270,10 @@ class Plan::Runner {
   alignas(64) int32_t accumulators_[kTilePixels * kTileChannels];
 };
 
-void Plan::run(const void* x, void* out, const void* residual, IndexRange tasks) const {
+void Plan::run(const ConvOperands& operands, IndexRange tasks) const {
   for (int64_t task = tasks.begin; task < tasks.end; ++task) {
     const ConvPart& part = parts_[task];
-    Runner(*this, phases_[part.phase], x, out, residual).run(part);
+    Runner(*this, phases_[part.phase], operands).run(part);
   }
 }
 

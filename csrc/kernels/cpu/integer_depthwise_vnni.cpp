@@ -78,6 +78,7 @@ class DepthwiseWeight final : public PackedConv {
  public:
   DepthwiseWeight(const ConvSpec& spec, const ConvWeight& weight)
       : spec_(spec),
+        geometry_(conv_phases(spec)),
         any_{pack_panels(any_depthwise_kernel(false), spec, weight)},
         fast_{pack_panels(fast_kernel(spec), spec, weight)},
         sum_(spec.out_channels),
@@ -97,6 +98,9 @@ class DepthwiseWeight final : public PackedConv {
     return blocks() * (any_.block_bytes + fast_.block_bytes) + spec_.out_channels * 2 * sizeof(int32_t);
   }
   const char* kernel() const override { return "avx512_vnni"; }
+  Border input_border(const ImageLayout& in, const ImageLayout& out) const override {
+    return conv_border(geometry_, in, out);
+  }
   std::shared_ptr<const ConvPlan> plan(const ConvProblem& problem) const override;
 
   const ConvSpec& spec() const { return spec_; }
@@ -113,6 +117,7 @@ class DepthwiseWeight final : public PackedConv {
   }
 
   ConvSpec spec_;
+  std::vector<ConvPhase> geometry_;
   DepthwisePanels any_;
   DepthwisePanels fast_;
   std::vector<int32_t> sum_;
@@ -144,7 +149,6 @@ class DepthwisePlan final : public ConvPlan {
   DepthwisePlan(std::shared_ptr<const DepthwiseWeight> weight, const ConvProblem& problem)
       : weight_(std::move(weight)),
         problem_(problem),
-        phase_(conv_phases(weight_->spec()).front()),
         signed_input_(problem.x_type == ElementType::kInt8),
         out_size_(problem.epilogue.output.type == ElementType::kFloat32 ? 4 : 1),
         panels_(&weight_->fast()),
@@ -162,7 +166,6 @@ class DepthwisePlan final : public ConvPlan {
     const int32_t zero_point = problem.x_zero_point + (signed_input_ ? 128 : 0);
     for (int64_t c = 0; c < channels; ++c) start[c] = -zero_point * weight_->sum()[c];
     start_.set(channels, start.data());
-    border_ = conv_border({phase_}, problem.in, problem.out);
     direct_ = !problem.residual && is_byte_clamp(problem.epilogue.output) && largest_value() < kLargestDirectValue;
     if (direct_) codes_ = code_vectors(problem.epilogue.output);
     // A lane does a multiply-add where a tile does 32 times as many, and spends as much again on its output.
@@ -174,12 +177,13 @@ class DepthwisePlan final : public ConvPlan {
                  problem.threads, parts_);
   }
 
-  Border input_border() const override { return border_; }
+  Border input_border() const override { return weight_->input_border(problem_.in, problem_.out); }
   int64_t tasks() const override { return static_cast<int64_t>(parts_.size()); }
 
-  void run(const void* x, void* out, const void* residual, IndexRange tasks) const override {
-    const Images images{static_cast<const uint8_t*>(x), static_cast<uint8_t*>(out),
-                        static_cast<const uint8_t*>(residual)};
+  using ConvPlan::run;
+  void run(const ConvOperands& operands, IndexRange tasks) const override {
+    const Images images{static_cast<const uint8_t*>(operands.x), static_cast<uint8_t*>(operands.out),
+                        static_cast<const uint8_t*>(operands.residual)};
     for (int64_t task = tasks.begin; task < tasks.end; ++task) {
       const ConvPart& part = parts_[task];
       for (int64_t block = part.panels.begin; block < part.panels.end; ++block) {
@@ -275,7 +279,6 @@ class DepthwisePlan final : public ConvPlan {
 
   std::shared_ptr<const DepthwiseWeight> weight_;
   ConvProblem problem_;
-  ConvPhase phase_;
   bool signed_input_;
   int64_t out_size_;
   const DepthwisePanels* panels_;
@@ -283,7 +286,6 @@ class DepthwisePlan final : public ConvPlan {
   BlockValues<float> multiplier_;
   BlockValues<float> bias_;
   BlockValues<int32_t> start_;
-  Border border_;
   bool direct_ = false;  // codes straight from the kernel
   CodeVectors codes_{};
   std::vector<ConvPart> parts_;
@@ -294,10 +296,6 @@ std::shared_ptr<const ConvPlan> DepthwiseWeight::plan(const ConvProblem& problem
 }
 
 }  // namespace
-
-bool is_depthwise(const ConvSpec& spec) {
-  return !spec.transposed && spec.groups == spec.in_channels && spec.groups == spec.out_channels;
-}
 
 std::shared_ptr<const PackedConv> pack_depthwise(const ConvSpec& spec, const ConvWeight& weight) {
   return std::make_shared<DepthwiseWeight>(spec, weight);

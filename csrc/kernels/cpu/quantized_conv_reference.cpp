@@ -1,6 +1,7 @@
 // Reference convolution: gathers the patch of each output pixel and multiplies it with the weights; depthwise layers
-// multiply channel by channel instead. Reached through kernels/quantized_kernels.h.
-#include "kernels/cpu/quantized_reference.h"
+// multiply channel by channel instead. Reached through kernels/integer_conv.h.
+#include "kernels/cpu/quantized_conv_reference.h"
+
 #include "kernels/cpu/quantized_tile_reference.h"
 
 namespace torchquant::kernels::reference {

@@ -9,24 +9,6 @@
 namespace torchquant::kernels::reference {
 namespace {
 
-// Range of the dynamic activation codes.
-constexpr QRange kDynamicRange{-127.0f, 127.0f};
-
-// Symmetric codes of one row over the range of its finite values; returns the scale.
-float quantize_row(const float* x, int64_t n, int16_t* codes) {
-  float abs_max = 0.0f;
-  for (int64_t i = 0; i < n; ++i) {
-    const float magnitude = std::fabs(x[i]);
-    if (magnitude <= 3.4028234663852886e38f) abs_max = std::max(abs_max, magnitude);
-  }
-  const auto chosen = numerics::choose_symmetric_qparams(-abs_max, abs_max, kDynamicRange);
-  const auto qparams = numerics::make_qparams(chosen.scale, chosen.zero_point, kDynamicRange);
-  for (int64_t i = 0; i < n; ++i) {
-    codes[i] = static_cast<int16_t>(numerics::quantize_value(x[i], qparams, kDynamicRange));
-  }
-  return chosen.scale;
-}
-
 // Sum in 16 lanes, which the compiler keeps in registers; the lanes are added in order.
 float dot(const float* a, const float* b, int64_t n) {
   constexpr int64_t kLanes = 16;
@@ -79,49 +61,6 @@ class RowDequantizer {
 
 void unpack_int4(const StoredWeight& weight, IndexRange rows, int8_t* codes) {
   for (int64_t row = rows.begin; row < rows.end; ++row) row_codes(weight, row, codes + row * weight.columns);
-}
-
-void linear(const LinearArgs& args, IndexRange rows, IndexRange channels) {
-  const int64_t channel_count = channels.end - channels.begin;
-  std::vector<int16_t> tile(kTileRows * args.depth);
-  std::vector<int32_t> acc(kTileRows * channel_count);
-  for (int64_t begin = rows.begin; begin < rows.end; begin += kTileRows) {
-    const int64_t count = std::min(kTileRows, rows.end - begin);
-    with_code_type(args.x_type, [&](auto* code) {
-      const auto* x = static_cast<decltype(code)>(args.x) + begin * args.depth;
-      centre(x, count * args.depth, args.x_zero_point, tile.data());
-    });
-    multiply_tile(tile.data(), count, args.weight + channels.begin * args.depth, channel_count, args.depth, acc.data(),
-                  channel_count);
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t offset = (begin + r) * args.out_channels + channels.begin;
-      finish_row(acc.data() + r * channel_count, channels.begin, channel_count, args.epilogue, args.out, offset,
-                 offset);
-    }
-  }
-}
-
-void linear_dynamic(const LinearDynamicArgs& args, IndexRange rows, IndexRange channels) {
-  const int64_t channel_count = channels.end - channels.begin;
-  std::vector<int16_t> tile(kTileRows * args.depth);
-  std::vector<int32_t> acc(kTileRows * channel_count);
-  float row_scale[kTileRows];
-  for (int64_t begin = rows.begin; begin < rows.end; begin += kTileRows) {
-    const int64_t count = std::min(kTileRows, rows.end - begin);
-    for (int64_t r = 0; r < count; ++r) {
-      row_scale[r] = quantize_row(args.x + (begin + r) * args.depth, args.depth, tile.data() + r * args.depth);
-    }
-    multiply_tile(tile.data(), count, args.weight + channels.begin * args.depth, channel_count, args.depth, acc.data(),
-                  channel_count);
-    for (int64_t r = 0; r < count; ++r) {
-      for (int64_t c = channels.begin; c < channels.end; ++c) {
-        const float bias = args.bias != nullptr ? args.bias[c] : 0.0f;
-        const float v = numerics::scale_accumulator(acc[r * channel_count + c - channels.begin],
-                                                    row_scale[r] * args.weight_scale[c], bias);
-        args.out[(begin + r) * args.out_channels + c] = numerics::activate(v, args.activation);
-      }
-    }
-  }
 }
 
 void linear_weight_only(const LinearWeightOnlyArgs& args, IndexRange channels) {

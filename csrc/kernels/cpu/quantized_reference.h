@@ -7,12 +7,8 @@
 namespace torchquant::kernels::reference {
 
 void unpack_int4(const StoredWeight& weight, IndexRange rows, int8_t* codes);
-void linear(const LinearArgs& args, IndexRange rows, IndexRange channels);
-void linear_dynamic(const LinearDynamicArgs& args, IndexRange rows, IndexRange channels);
 void linear_weight_only(const LinearWeightOnlyArgs& args, IndexRange channels);
 void embedding(const EmbeddingArgs& args, IndexRange indices);
-void arrange_conv_weight(const ConvGeometry& geometry, const ConvWeight& weight, IndexRange channels, int8_t* arranged);
-void conv(const ConvArgs& args, IndexRange pixels);
 void max_pool(const MaxPoolArgs& args, IndexRange pixels);
 void avg_pool(const AvgPoolArgs& args, IndexRange pixels);
 void add(const AddArgs& args, IndexRange elements);
@@ -31,13 +27,9 @@ consteval QuantizedKernels make_quantized_table(const char* name) {
   return {
       .name = name,
       .unpack_int4 = unpack_int4,
-      .linear = linear,
-      .linear_dynamic = linear_dynamic,
       .linear_weight_only = linear_weight_only,
       .linear_weight_only_packed = nullptr,
       .embedding = embedding,
-      .arrange_conv_weight = arrange_conv_weight,
-      .conv = conv,
       .max_pool = max_pool,
       .avg_pool = avg_pool,
       .add = add,

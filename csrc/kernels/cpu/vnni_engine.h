@@ -5,7 +5,7 @@
 
 namespace torchquant::kernels::avx512_vnni {
 
-bool is_depthwise(const ConvSpec& spec);
+// For is_depthwise() convolutions.
 std::shared_ptr<const PackedConv> pack_depthwise(const ConvSpec& spec, const ConvWeight& weight);
 
 }  // namespace torchquant::kernels::avx512_vnni

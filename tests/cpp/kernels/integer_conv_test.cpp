@@ -11,6 +11,7 @@
 #include <sstream>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "support/isas.h"
@@ -103,6 +104,42 @@ class Case {
     }
   }
 
+  // The output of plain loops, for layers from uint8 to uint8 without residual and activation: adds every input's
+  // contribution where it lands (transposed) or comes from (forward), scatter and gather in one loop.
+  std::vector<uint8_t> plain() const {
+    const ConvSpec& spec = layer_.spec;
+    std::vector<int32_t> acc(out_pixels() * spec.out_channels, 0);
+    const ConvAxisSpec& h = spec.height;
+    const ConvAxisSpec& w = spec.width;
+    // "from" walks the side that strides: the output of a forward convolution, the input of a transposed one.
+    const int64_t from_h = spec.transposed ? layer_.height : out_height_;
+    const int64_t from_w = spec.transposed ? layer_.width : out_width_;
+    const int64_t to_h = spec.transposed ? out_height_ : layer_.height;
+    const int64_t to_w = spec.transposed ? out_width_ : layer_.width;
+    for (int64_t n = 0; n < layer_.batch; ++n) {
+      for (int64_t i = 0; i < from_h * from_w * h.kernel * w.kernel; ++i) {
+        const int64_t kx = i % w.kernel;
+        const int64_t ky = i / w.kernel % h.kernel;
+        const int64_t from_x = i / (w.kernel * h.kernel) % from_w;
+        const int64_t from_y = i / (w.kernel * h.kernel) / from_w;
+        const int64_t to_y = from_y * h.stride - h.padding + ky * h.dilation;
+        const int64_t to_x = from_x * w.stride - w.padding + kx * w.dilation;
+        if (to_y < 0 || to_y >= to_h || to_x < 0 || to_x >= to_w) continue;
+        const int64_t from = (n * from_h + from_y) * from_w + from_x;
+        const int64_t to = (n * to_h + to_y) * to_w + to_x;
+        add_tap(acc.data() + (spec.transposed ? to : from) * spec.out_channels,
+                x_.data() + (spec.transposed ? from : to) * spec.in_channels, ky, kx);
+      }
+    }
+    std::vector<uint8_t> codes(acc.size());
+    for (size_t i = 0; i < acc.size(); ++i) {
+      const size_t c = i % spec.out_channels;
+      const float v = numerics::scale_accumulator(acc[i], multiplier_[c], bias_[c]);
+      codes[i] = static_cast<uint8_t>(numerics::output_code(v, layer_.out_zero_point, layer_.range));
+    }
+    return codes;
+  }
+
   int64_t out_pixels() const { return layer_.batch * out_height_ * out_width_; }
 
   // Output elements as dense bytes, after checking that nothing else was written.
@@ -154,6 +191,22 @@ class Case {
                         layer_.threads};
     if (layer_.residual) problem.residual = residual.layout;
     return plan_conv(packed, problem);
+  }
+
+  void add_tap(int32_t* acc, const uint8_t* x, int64_t ky, int64_t kx) const {
+    const ConvSpec& spec = layer_.spec;
+    const int64_t group_in = spec.in_channels / spec.groups;
+    const int64_t group_out = spec.out_channels / spec.groups;
+    for (int64_t o = 0; o < spec.out_channels; ++o) {
+      for (int64_t i = 0; i < group_in; ++i) {
+        const int64_t in_channel = o / group_out * group_in + i;
+        const int64_t row = spec.transposed ? in_channel : o;
+        const int64_t column = spec.transposed ? o % group_out : i;
+        const int64_t columns = spec.transposed ? group_out : group_in;
+        acc[o] += (x[in_channel] - layer_.x_zero_point) *
+                  weight_[((row * columns + column) * spec.height.kernel + ky) * spec.width.kernel + kx];
+      }
+    }
   }
 
   static void run_tasks(const ConvPlan& plan, const uint8_t* x, uint8_t* out, const uint8_t* residual,
@@ -247,6 +300,69 @@ Layer linear(int64_t rows, int64_t depth, int64_t channels) {
 ActivationSpec clamp(float lo, float hi) { return {Activation::kClamp, {lo, hi}, 1.0f, 1.0f}; }
 
 ActivationSpec real(Activation kind, float scale) { return {kind, {0.0f, 0.0f}, scale, 1.0f / scale}; }
+
+// A random axis and an input size at which it has outputs.
+std::pair<ConvAxisSpec, int64_t> random_axis(bool transposed, Random& random) {
+  for (;;) {
+    ConvAxisSpec drawn = axis(random.integer(1, 4), random.integer(1, 3), random.integer(0, 3), random.integer(1, 2));
+    if (transposed) drawn.output_padding = random.integer(0, std::max(drawn.stride, drawn.dilation) - 1);
+    const int64_t size = random.integer(1, 9);
+    if (conv_output_size(drawn, transposed, size) >= 1) return {drawn, size};
+  }
+}
+
+TEST_P(IntegerConv, RandomGeometriesGiveTheBytesOfPlainLoops) {
+  Random random(3);
+  for (int round = 0; round < 400; ++round) {
+    const bool transposed = random.integer(0, 1) == 1;
+    const int64_t groups = random.integer(1, 4);
+    const bool depthwise = random.integer(0, 2) == 0;
+    Layer layer{{groups * (depthwise ? 1 : random.integer(1, 5)), groups * (depthwise ? 1 : random.integer(1, 6)),
+                 groups, transposed}};
+    layer.batch = random.integer(1, 2);
+    std::tie(layer.spec.height, layer.height) = random_axis(transposed, random);
+    std::tie(layer.spec.width, layer.width) = random_axis(transposed, random);
+    Case numbers(layer, round);
+    ASSERT_EQ(numbers.run(GetParam()), numbers.plain()) << "round " << round << ": " << describe(layer);
+  }
+}
+
+// What a dynamic linear layer does: float outputs, each row with a scale of its own.
+TEST_P(IntegerConv, RowScales) {
+  Random random(5);
+  for (const int64_t rows : {1, 2, 13, 14, 15, 40}) {
+    const int64_t depth = 37;
+    const int64_t channels = 45;
+    std::vector<int8_t> weight(channels * depth);
+    for (int8_t& w : weight) w = static_cast<int8_t>(random.integer(-127, 127));
+    std::vector<uint8_t> x(rows * depth + 8);
+    for (uint8_t& v : x) v = static_cast<uint8_t>(random.integer(1, 255));
+    std::vector<float> multiplier(channels), bias(channels), row_scale(rows);
+    for (auto* values : {&multiplier, &bias, &row_scale}) {
+      for (float& v : *values) v = random.uniform(0.01f, 2.0f);
+    }
+    const auto packed = pack_conv(GetParam(), {depth, channels}, {weight.data(), {depth, 1, 1, 1}});
+    const auto plan = plan_conv(
+        packed, {1,
+                 dense_image(1, rows, depth),
+                 dense_image(1, rows, channels),
+                 std::nullopt,
+                 ElementType::kUInt8,
+                 128,
+                 {multiplier.data(), bias.data(), {}, {ElementType::kFloat32, 0.0f, {}, real(Activation::kSilu, 1.0f)}},
+                 2});
+    std::vector<float> out(rows * channels);
+    plan->run({x.data(), out.data(), nullptr, row_scale.data()}, {0, plan->tasks()});
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < channels; ++c) {
+        int32_t acc = 0;
+        for (int64_t k = 0; k < depth; ++k) acc += (x[r * depth + k] - 128) * weight[c * depth + k];
+        const float v = numerics::scale_accumulator(acc, row_scale[r] * multiplier[c], bias[c]);
+        ASSERT_EQ(out[r * channels + c], numerics::silu_f32(v)) << "row " << r << " of " << rows << ", channel " << c;
+      }
+    }
+  }
+}
 
 TEST_P(IntegerConv, EveryNumberOfPixels) {
   for (int64_t rows = 1; rows <= 30; ++rows) agrees(linear(rows, 20, 36));
