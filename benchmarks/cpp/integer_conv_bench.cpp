@@ -7,18 +7,17 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "kernels/aligned_buffer.h"
 #include "kernels/integer_conv.h"
 #include "support/rng.h"
 
 namespace torchquant::test {
 namespace {
 
-using kernels::AlignedBuffer;
 using kernels::ConvSpec;
 using kernels::ElementType;
 using kernels::Isa;
@@ -117,10 +116,28 @@ double vnni_peak() {
 #endif
 }
 
-// A planned layer with weights and images of its own.
+// Where layers keep their images. The layers of a network take turns with the same three, as in an arena: what one has
+// written the next reads.
+class Images {
+ public:
+  uint8_t* at(int64_t index, int64_t bytes) {
+    std::vector<uint8_t>& buffer = buffers_[index % 3];
+    for (size_t i = buffer.size(); i < static_cast<size_t>(kBytes); ++i) {
+      buffer.push_back(static_cast<uint8_t>(random_.integer(0, 255)));
+    }
+    return bytes <= kBytes ? buffer.data() : throw std::length_error("an image is larger than the buffers");
+  }
+
+ private:
+  static constexpr int64_t kBytes = int64_t{5} << 18;
+  std::vector<uint8_t> buffers_[3];
+  Random random_{9};
+};
+
+// A planned layer with weights of its own.
 class Layer {
  public:
-  Layer(const Shape& shape, Isa isa, int threads) : shape_(shape) {
+  Layer(const Shape& shape, Isa isa, int threads, Images& images, int64_t position) {
     const int64_t padding = shape.kernel / 2;
     const ConvSpec spec{shape.in_channels,
                         shape.out_channels,
@@ -158,30 +175,22 @@ class Layer {
     in.image_pitch = in.row_pitch * (in.height + border.top + border.bottom);
     problem.in = in;
     plan_ = plan_conv(packed, problem);
-    x_ = random_bytes(in.image_pitch + border.tail_bytes, random);
-    first_ = border.top * in.row_pitch + border.left * in.pixel_pitch;
-    out_ = random_bytes(out.image_pitch, random);
-    if (shape.residual) residual_ = random_bytes(out.image_pitch, random);
+    x_ = images.at(position, in.image_pitch + border.tail_bytes) + border.top * in.row_pitch +
+         border.left * in.pixel_pitch;
+    out_ = images.at(position + 1, out.image_pitch);
+    if (shape.residual) residual_ = images.at(position + 2, out.image_pitch);
   }
 
-  void run(kernels::IndexRange tasks) const { plan_->run(x_.get() + first_, out_.get(), residual_.get(), tasks); }
+  void run(kernels::IndexRange tasks) const { plan_->run(x_, out_, residual_, tasks); }
   int64_t tasks() const { return plan_->tasks(); }
   double macs() const { return macs_; }
 
  private:
-  static AlignedBuffer<uint8_t> random_bytes(int64_t n, Random& random) {
-    auto bytes = kernels::make_aligned<uint8_t>(n);
-    for (int64_t i = 0; i < n; ++i) bytes[i] = static_cast<uint8_t>(random.integer(0, 255));
-    return bytes;
-  }
-
-  Shape shape_;
   double macs_ = 0;
   std::shared_ptr<const kernels::ConvPlan> plan_;
-  AlignedBuffer<uint8_t> x_;
-  AlignedBuffer<uint8_t> out_;
-  AlignedBuffer<uint8_t> residual_;
-  int64_t first_ = 0;
+  const uint8_t* x_ = nullptr;
+  uint8_t* out_ = nullptr;
+  const uint8_t* residual_ = nullptr;
 };
 
 void report(benchmark::State& state, double macs, double peak) {
@@ -191,7 +200,8 @@ void report(benchmark::State& state, double macs, double peak) {
 }
 
 void bench_layer(benchmark::State& state, const Shape& shape, Isa isa) {
-  const Layer layer(shape, isa, 1);
+  Images images;
+  const Layer layer(shape, isa, 1, images, 0);
   const double peak = vnni_peak();
   for (auto _ : state) layer.run({0, layer.tasks()});
   report(state, layer.macs(), peak);
@@ -218,11 +228,12 @@ void run_network(const std::vector<Layer>& layers, int threads, std::vector<std:
 }
 
 void bench_resnet50(benchmark::State& state, Isa isa, int threads) {
+  Images images;
   std::vector<Layer> layers;
   double macs = 0;
   for (const Shape& shape : resnet50_shapes()) {
     for (int64_t i = 0; i < shape.times; ++i) {
-      layers.emplace_back(shape, isa, threads);
+      layers.emplace_back(shape, isa, threads, images, static_cast<int64_t>(layers.size()));
       macs += layers.back().macs();
     }
   }

@@ -70,7 +70,6 @@ struct PlannedPhase {
   const int8_t* weight;
   AlignedBuffer<int8_t> repacked;  // where `weight` is not the packed one
   std::vector<int32_t> start;
-  bool panels_outside;
 };
 
 class Plan final : public ConvPlan {
@@ -106,8 +105,7 @@ class Plan final : public ConvPlan {
                          steps,
                          packed.weight.get(),
                          {},
-                         {},
-                         false};
+                         {}};
     if (planned.offsets.empty()) planned.offsets.push_back(0);
     if (steps.steps() != packed.segments.steps()) {
       planned.repacked = repack_by_taps(spec, phase, packed);
@@ -115,10 +113,9 @@ class Plan final : public ConvPlan {
     }
     const int32_t zero_point = problem_.x_zero_point + (signed_input_ ? 128 : 0);
     for (const int32_t sum : packed.sum) planned.start.push_back(-zero_point * sum);
-    planned.panels_outside = 4 * steps.steps() > kShortDepth;
     const auto panels = static_cast<int64_t>(weight_->panels().size());
-    const PhaseWork work{planned.tiled.count(), panels, 4 * steps.steps(), panels * steps.panel_bytes(),
-                         problem_.batch * problem_.in.height * problem_.in.width * spec.in_channels};
+    const PhaseWork work =
+        phase_work(spec, problem_, planned.tiled, panels, 4 * steps.steps(), panels * steps.panel_bytes());
     if (work.tiles > 0) append_parts(static_cast<int64_t>(phases_.size()), work, problem_.threads, parts_);
     phases_.push_back(std::move(planned));
   }
@@ -134,10 +131,6 @@ class Plan final : public ConvPlan {
     }
     return largest + largest_residual(problem_);
   }
-
-  // Up to this depth a tile's weights come from L1 or L2 as fast as they are used, and writing whole pixels matters
-  // more.
-  static constexpr int64_t kShortDepth = 128;
 
   std::shared_ptr<const Weight> weight_;
   ConvProblem problem_;
@@ -179,23 +172,12 @@ class Plan::Runner {
   }
 
   void run(const ConvPart& part) {
-    if (phase_.panels_outside) {
-      for (int64_t p = part.panels.begin; p < part.panels.end; ++p) {
-        start_panel(p);
-        const bool more = p + 1 < part.panels.end;
-        for (int64_t t = part.tiles.begin; t < part.tiles.end; ++t) {
-          start_tile(t);
-          prefetch_next_panel(more ? t - part.tiles.begin : kPrefetchTiles);
-          compute(p);
-        }
-      }
-      return;
-    }
-    for (int64_t t = part.tiles.begin; t < part.tiles.end; ++t) {
-      start_tile(t);
-      for (int64_t p = part.panels.begin; p < part.panels.end; ++p) {
-        start_panel(p);
-        prefetch_next_panel(kPrefetchTiles);
+    for (int64_t p = part.panels.begin; p < part.panels.end; ++p) {
+      start_panel(p);
+      const bool more = p + 1 < part.panels.end;
+      for (int64_t t = part.tiles.begin; t < part.tiles.end; ++t) {
+        start_tile(t);
+        prefetch_next_panel(more ? t - part.tiles.begin : kPrefetchTiles);
         compute(p);
       }
     }

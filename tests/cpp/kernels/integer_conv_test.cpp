@@ -649,6 +649,17 @@ TEST_P(IntegerConv, TasksInAnyOrderOnSeveralThreads) {
   }
 }
 
+// Images that are walked through in parts even on one thread.
+TEST_P(IntegerConv, ImagesLargerThanACache) {
+  for (const int64_t groups : {1, 256}) {
+    Layer layer{{groups == 1 ? 16 : 256, 256, groups, false, axis(1), axis(1)}};
+    layer.height = layer.width = 60;
+    agrees(layer);
+    layer.residual = true;
+    agrees(layer);
+  }
+}
+
 TEST_P(IntegerConv, ExtremeOperandsAreExact) {
   // Every product is 255 * -128 or 127 * 255: what saturating int16 sums would lose.
   const int64_t depth = 512;
