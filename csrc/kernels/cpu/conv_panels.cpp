@@ -5,9 +5,16 @@
 
 namespace torchquant::kernels {
 
-std::vector<Panel> list_panels(const ConvSpec& spec) {
+std::vector<Panel> list_panels(const ConvSpec& spec, bool join_groups) {
   const int64_t outputs = group_outputs(spec);
   std::vector<Panel> panels;
+  if (join_groups) {
+    for (int64_t first = 0; first < spec.out_channels; first += kPanelChannels) {
+      panels.push_back(
+          {first / outputs * group_inputs(spec), first, std::min(kPanelChannels, spec.out_channels - first)});
+    }
+    return panels;
+  }
   for (int64_t group = 0; group < spec.groups; ++group) {
     for (int64_t first = 0; first < outputs; first += kPanelChannels) {
       panels.push_back(

@@ -27,8 +27,9 @@ struct Panel {
   int64_t channels;
 };
 
-// Panel after panel, group after group; the last of each group may be narrower.
-std::vector<Panel> list_panels(const ConvSpec& spec);
+// Panel after panel, group after group; the last of each group may be narrower. With `join_groups` a panel takes as
+// many groups as it has channels for.
+std::vector<Panel> list_panels(const ConvSpec& spec, bool join_groups = false);
 
 // Per-channel values in the order of the panels; lanes beyond the last channel of a panel are 0.
 std::vector<float> spread_channels(const float* values, const std::vector<Panel>& panels);

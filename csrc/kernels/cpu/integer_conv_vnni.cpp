@@ -18,11 +18,17 @@
 namespace torchquant::kernels::avx512_vnni {
 namespace {
 
+// Whether 16 lanes hold whole groups whose inputs fit into one register: then a panel of several groups wastes nothing.
+bool joins_groups(const ConvSpec& spec) {
+  return spec.groups > 1 && 16 % group_outputs(spec) == 0 && group_inputs(spec) % 4 == 0 &&
+         16 / group_outputs(spec) * group_inputs(spec) <= kJoinedBytes;
+}
+
 class Weight final : public PackedConv {
  public:
   Weight(const ConvSpec& spec, const ConvWeight& weight)
-      : spec_(spec), panels_(list_panels(spec)), phases_(conv_phases(spec)) {
-    for (const ConvPhase& phase : phases_) packed_.push_back(pack_phase(spec, phase, weight));
+      : spec_(spec), panels_(list_panels(spec, joins_groups(spec))), phases_(conv_phases(spec)) {
+    for (const ConvPhase& phase : phases_) packed_.push_back(pack_phase(spec, phase, panels_, weight));
   }
 
   int64_t bytes() const override {
@@ -42,6 +48,7 @@ class Weight final : public PackedConv {
       const Segments wanted = segments(phase, in);
       border.tail_bytes = std::max(border.tail_bytes, 4 * stepped(wanted).steps_each - wanted.bytes);
     }
+    if (joins_groups(spec_)) border.tail_bytes = kJoinedBytes;
     return border;
   }
 
@@ -80,11 +87,13 @@ class Plan final : public ConvPlan {
         multiplier_(spread_channels(problem.epilogue.multiplier, weight_->panels())),
         bias_(spread_channels(problem.epilogue.bias, weight_->panels())),
         signed_input_(problem.x_type == ElementType::kInt8),
+        joined_(joins_groups(weight_->spec())),
         out_size_(problem.epilogue.output.type == ElementType::kFloat32 ? 4 : 1) {
     for (size_t i = 0; i < weight_->phases().size(); ++i) add_phase(weight_->phases()[i], weight_->packed()[i]);
     direct_ = is_byte_clamp(problem.epilogue.output) && largest_value() < kLargestDirectValue &&
               (!problem.residual.has_value() || problem.epilogue.residual.type == ElementType::kUInt8);
     if (direct_) codes_ = code_vectors(problem.epilogue.output);
+    if (joined_) list_lane_inputs();
   }
 
   Border input_border() const override { return weight_->input_border(problem_.in, problem_.out); }
@@ -100,7 +109,7 @@ class Plan final : public ConvPlan {
     const ConvSpec& spec = weight_->spec();
     const Segments segments = weight_->segments(phase, problem_.in);
     const SteppedSegments steps = stepped(segments);
-    PlannedPhase planned{tile_phase(phase, problem_, kTilePixels),
+    PlannedPhase planned{tile_phase(phase, problem_, joined_ ? kJoinedPixels : kTilePixels),
                          segment_offsets(segments, phase, problem_.in),
                          steps,
                          packed.weight.get(),
@@ -120,6 +129,21 @@ class Plan final : public ConvPlan {
     phases_.push_back(std::move(planned));
   }
 
+  void list_lane_inputs() {
+    const ConvSpec& spec = weight_->spec();
+    for (int64_t step = 0; step < group_inputs(spec) / 4; ++step) {
+      for (int64_t lane = 0; lane < kTileChannels; ++lane) {
+        const int64_t group_of_half = lane % 16 / group_outputs(spec);
+        lane_inputs_.push_back(static_cast<int32_t>(group_of_half * group_inputs(spec) / 4 + step));
+      }
+    }
+  }
+
+  const TileKernel* kernels(const PlannedPhase& phase, TileOutput output) const {
+    if (joined_) return joined_kernels(output).data();
+    return tile_kernels(signed_input_, phase.segments.steps_each, output).data();
+  }
+
   // Largest |v| that the layer can reach before rounding.
   float largest_value() const {
     float largest = 0.0f;
@@ -137,6 +161,8 @@ class Plan final : public ConvPlan {
   std::vector<float> multiplier_;
   std::vector<float> bias_;
   bool signed_input_;
+  bool joined_;                       // panels of several groups
+  std::vector<int32_t> lane_inputs_;  // of TileArgs
   int64_t out_size_;
   bool direct_ = false;  // codes straight from the tile kernel
   CodeVectors codes_{};
@@ -155,9 +181,8 @@ class Plan::Runner {
         residual_(static_cast<const uint8_t*>(operands.residual)),
         row_scale_(operands.row_scale),
         panel_bytes_(phase.segments.panel_bytes()),
-        direct_(tile_kernels(plan.signed_input_, phase.segments.steps_each,
-                             plan.problem_.residual ? TileOutput::kCodesWithResidual : TileOutput::kCodes)),
-        indirect_(tile_kernels(plan.signed_input_, phase.segments.steps_each, TileOutput::kAccumulators)) {
+        direct_(plan.kernels(phase, plan.problem_.residual ? TileOutput::kCodesWithResidual : TileOutput::kCodes)),
+        indirect_(plan.kernels(phase, TileOutput::kAccumulators)) {
     const TiledPhase& tiled = phase.tiled;
     args_.x_step = tiled.in_step;
     args_.segments = phase.offsets.data();
@@ -169,6 +194,11 @@ class Plan::Runner {
     args_.residual_multiplier = plan.problem_.epilogue.residual.multiplier;
     args_.residual_zero_point = plan.problem_.epilogue.residual.zero_point;
     args_.accumulators = accumulators_;
+    if (!plan.joined_) return;
+    const ConvSpec& spec = plan.weight_->spec();
+    args_.lane_inputs = plan.lane_inputs_.data();
+    args_.half_offset = 16 / group_outputs(spec) * group_inputs(spec);
+    args_.input_flip = plan.signed_input_ ? 0x80 : 0;
   }
 
   void run(const ConvPart& part) {
@@ -242,8 +272,8 @@ class Plan::Runner {
   const uint8_t* residual_;
   const float* row_scale_;
   int64_t panel_bytes_;
-  const TileKernels& direct_;
-  const TileKernels& indirect_;
+  const TileKernel* direct_;
+  const TileKernel* indirect_;
   TileArgs args_{};
   const PixelTile* tile_ = nullptr;
   const uint8_t* image_x_ = nullptr;

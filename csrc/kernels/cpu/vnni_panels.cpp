@@ -23,8 +23,8 @@ AlignedBuffer<int8_t> zeros(int64_t bytes) {
 
 }  // namespace
 
-PhasePanels pack_phase(const ConvSpec& spec, const ConvPhase& phase, const ConvWeight& weight) {
-  const std::vector<Panel> panels = list_panels(spec);
+PhasePanels pack_phase(const ConvSpec& spec, const ConvPhase& phase, const std::vector<Panel>& panels,
+                       const ConvWeight& weight) {
   const auto count = static_cast<int64_t>(panels.size());
   const SteppedSegments segments = stepped(rows_are_contiguous(spec) ? row_segments(spec) : tap_segments(spec, phase));
   PhasePanels packed{segments, zeros(count * segments.panel_bytes()), std::vector<int32_t>(count * kTileChannels),

@@ -35,7 +35,8 @@ struct PhasePanels {
   std::vector<int32_t> magnitude;  // of absolute weights
 };
 
-PhasePanels pack_phase(const ConvSpec& spec, const ConvPhase& phase, const ConvWeight& weight);
+PhasePanels pack_phase(const ConvSpec& spec, const ConvPhase& phase, const std::vector<Panel>& panels,
+                       const ConvWeight& weight);
 
 // The weights of pack_phase() cut by taps, for images whose pixels are not dense.
 AlignedBuffer<int8_t> repack_by_taps(const ConvSpec& spec, const ConvPhase& phase, const PhasePanels& packed);

@@ -42,6 +42,11 @@ struct TileArgs {
   float residual_multiplier;
   int32_t residual_zero_point;
   int32_t* accumulators;  // [pixels][32], only for kAccumulators
+  // Only where a panel joins groups: which four inputs each lane takes, of the 64 bytes at x for the first 16 channels
+  // and of those at x + half_offset for the others.
+  const int32_t* lane_inputs;  // [segment_steps][32]
+  int64_t half_offset;
+  uint8_t input_flip;  // 0x80 for int8 inputs
 };
 
 // What a tile kernel writes: codes of 32 channels, the same with a uint8 residual added, or the bare accumulators.
@@ -54,5 +59,11 @@ using TileKernels = std::array<TileKernel, kTilePixels>;
 // Kernels for segments of `segment_steps` steps. `signed_input` reads int8 codes, as if their zero point were higher by
 // 128.
 const TileKernels& tile_kernels(bool signed_input, int64_t segment_steps, TileOutput output);
+
+// The same for panels that join narrow groups, for up to 8 pixels.
+inline constexpr int64_t kJoinedPixels = 8;
+inline constexpr int64_t kJoinedBytes = 64;  // read at a time
+using JoinedKernels = std::array<TileKernel, kJoinedPixels>;
+const JoinedKernels& joined_kernels(TileOutput output);
 
 }  // namespace torchquant::kernels::avx512_vnni

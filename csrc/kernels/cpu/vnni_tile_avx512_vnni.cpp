@@ -117,6 +117,32 @@ TQ_HOST_DEVICE void accumulate(__m512i (&acc)[kPixels][2], const TileArgs& args)
   } while (++segment != last);
 }
 
+// Lanes of several groups: each takes its own four inputs out of a register of them.
+template <int kPixels>
+TQ_HOST_DEVICE void accumulate_joined(__m512i (&acc)[kPixels][2], const TileArgs& args) {
+  using Runs = Run<kPixels>;
+  const int8_t* weight = args.weight;
+  const __m512i flip = _mm512_set1_epi8(static_cast<char>(args.input_flip));
+  for (int64_t s = 0; s < args.segment_count; ++s) {
+    const uint8_t* x[2] = {args.x[0] + args.segments[s], args.x[1] + args.segments[s]};
+    for (int64_t n = 0; n < args.segment_steps; ++n) {
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        asm volatile("" ::: "memory");  // keeps GCC from loading both halves first, which would spill
+        const __m512i w = _mm512_load_si512(weight + 64 * half);
+        const __m512i lanes = _mm512_loadu_si512(args.lane_inputs + n * kTileChannels + 16 * half);
+#pragma GCC unroll 8
+        for (int p = 0; p < kPixels; ++p) {
+          const uint8_t* pixel = x[Runs::run(p)] + Runs::place(p) * args.x_step + half * args.half_offset;
+          const __m512i inputs = _mm512_xor_si512(_mm512_loadu_si512(pixel), flip);
+          dot(acc[p][half], _mm512_permutexvar_epi32(lanes, inputs), w);
+        }
+      }
+      weight += kStepBytes;
+    }
+  }
+}
+
 struct Floats16 {
   float lanes[16];
 };
@@ -173,15 +199,17 @@ TQ_HOST_DEVICE void store_codes(__m512i (&acc)[kPixels][2], const TileArgs& args
   }
 }
 
-template <int kPixels, bool kSigned, int kSteps, TileOutput kOutput>
-__attribute__((noinline)) void compute_tile(const TileArgs& args) {
-  __m512i acc[kPixels][2];
+template <int kPixels>
+TQ_HOST_DEVICE void start(__m512i (&acc)[kPixels][2], const TileArgs& args) {
 #pragma GCC unroll 14
   for (int p = 0; p < kPixels; ++p) {
     acc[p][0] = _mm512_loadu_si512(args.start);
     acc[p][1] = _mm512_loadu_si512(args.start + 16);
   }
-  accumulate<kPixels, kSigned, kSteps>(acc, args);
+}
+
+template <int kPixels, TileOutput kOutput>
+TQ_HOST_DEVICE void store(__m512i (&acc)[kPixels][2], const TileArgs& args) {
   if constexpr (kOutput == TileOutput::kAccumulators) {
 #pragma GCC unroll 14
     for (int p = 0; p < kPixels; ++p) {
@@ -192,6 +220,30 @@ __attribute__((noinline)) void compute_tile(const TileArgs& args) {
     store_codes<kPixels, kOutput == TileOutput::kCodesWithResidual>(acc, args);
   }
 }
+
+template <int kPixels, bool kSigned, int kSteps, TileOutput kOutput>
+__attribute__((noinline)) void compute_tile(const TileArgs& args) {
+  __m512i acc[kPixels][2];
+  start<kPixels>(acc, args);
+  accumulate<kPixels, kSigned, kSteps>(acc, args);
+  store<kPixels, kOutput>(acc, args);
+}
+
+template <int kPixels, TileOutput kOutput>
+__attribute__((noinline)) void compute_tile_joined(const TileArgs& args) {
+  __m512i acc[kPixels][2];
+  start<kPixels>(acc, args);
+  accumulate_joined<kPixels>(acc, args);
+  store<kPixels, kOutput>(acc, args);
+}
+
+template <TileOutput kOutput, int... kIndex>
+constexpr JoinedKernels joined_by_pixels(std::integer_sequence<int, kIndex...>) {
+  return {compute_tile_joined<kIndex + 1, kOutput>...};
+}
+
+template <TileOutput kOutput>
+constexpr JoinedKernels kJoined = joined_by_pixels<kOutput>(std::make_integer_sequence<int, kJoinedPixels>{});
 
 template <bool kSigned, int kSteps, TileOutput kOutput, int... kIndex>
 constexpr TileKernels kernels_by_pixels(std::integer_sequence<int, kIndex...>) {
@@ -221,6 +273,18 @@ const TileKernels& tile_kernels(bool signed_input, int64_t segment_steps, TileOu
   if (signed_input) return kernels_for<true, 1>(output);
   if (segment_steps % kMostSteps == 0) return kernels_for<false, kMostSteps>(output);
   return segment_steps % 2 == 0 ? kernels_for<false, 2>(output) : kernels_for<false, 1>(output);
+}
+
+const JoinedKernels& joined_kernels(TileOutput output) {
+  switch (output) {
+    case TileOutput::kCodes:
+      return kJoined<TileOutput::kCodes>;
+    case TileOutput::kCodesWithResidual:
+      return kJoined<TileOutput::kCodesWithResidual>;
+    case TileOutput::kAccumulators:
+      break;
+  }
+  return kJoined<TileOutput::kAccumulators>;
 }
 
 }  // namespace torchquant::kernels::avx512_vnni
