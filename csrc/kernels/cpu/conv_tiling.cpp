@@ -170,14 +170,6 @@ TiledPhase tile_phase(const ConvPhase& phase, const ConvProblem& problem, int64_
   return Tiler(phase, problem).cut(max_pixels);
 }
 
-PhaseWork phase_work(const ConvSpec& spec, const ConvProblem& problem, const TiledPhase& tiled, int64_t panels,
-                     int64_t depth, int64_t weight_bytes) {
-  const int64_t in = problem.batch * problem.in.height * problem.in.width * spec.in_channels;
-  const int64_t out = problem.batch * problem.out.height * problem.out.width * spec.out_channels;
-  const int64_t size = problem.epilogue.output.type == ElementType::kFloat32 ? sizeof(float) : 1;
-  return {tiled.count(), panels, depth, weight_bytes, in, out * (size + (problem.residual ? 1 : 0))};
-}
-
 void append_parts(int64_t phase, const PhaseWork& work, int threads, std::vector<ConvPart>& parts) {
   // Several parts per thread, so that one that was interrupted holds the others up for a fraction only.
   constexpr int64_t kPartsPerThread = 4;
@@ -192,10 +184,7 @@ void append_parts(int64_t phase, const PhaseWork& work, int threads, std::vector
     panel_parts = std::min(work.panels, wanted);
     tile_parts = std::clamp<int64_t>(wanted / panel_parts, 1, work.tiles);
   } else {
-    // Every panel walks through a part's images again, so they should stay in the second-level cache.
-    constexpr int64_t kPartBytes = 1 << 18;
-    const int64_t cached = (work.input_bytes + work.output_bytes) / kPartBytes;
-    tile_parts = std::min(work.tiles, std::max(wanted, cached));
+    tile_parts = std::min(work.tiles, wanted);
     panel_parts = std::clamp<int64_t>(wanted / std::max<int64_t>(1, tile_parts), 1, work.panels);
   }
   for (int64_t p = 0; p < panel_parts; ++p) {

@@ -87,11 +87,7 @@ struct PhaseWork {
   int64_t depth;         // multiply-adds per output element
   int64_t weight_bytes;  // of all panels
   int64_t input_bytes;   // of all tiles
-  int64_t output_bytes;  // of all tiles and panels, residuals included
 };
-
-PhaseWork phase_work(const ConvSpec& spec, const ConvProblem& problem, const TiledPhase& tiled, int64_t panels,
-                     int64_t depth, int64_t weight_bytes);
 
 // Appends the parts of a phase for `threads` threads: by panels where the weights are the larger operand, so that every
 // thread reads its own, and by tiles otherwise.

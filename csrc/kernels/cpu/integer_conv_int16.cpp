@@ -166,8 +166,8 @@ class Plan final : public ConvPlan {
     if (depthwise_ && planned.offsets.size() % 2 != 0) planned.offsets.push_back(planned.offsets.back());
     const auto panels = static_cast<int64_t>(weight_->panels().size());
     const int64_t depth = segments.count * segments.bytes;
-    const PhaseWork work =
-        phase_work(spec, problem_, planned.tiled, panels, depth, 2 * panels * depth * kPanelChannels);
+    const PhaseWork work{planned.tiled.count(), panels, depth, 2 * panels * depth * kPanelChannels,
+                         problem_.batch * problem_.in.height * problem_.in.width * spec.in_channels};
     if (work.tiles > 0) append_parts(static_cast<int64_t>(phases_.size()), work, problem_.threads, parts_);
     phases_.push_back(std::move(planned));
   }

@@ -123,8 +123,8 @@ class Plan final : public ConvPlan {
     const int32_t zero_point = problem_.x_zero_point + (signed_input_ ? 128 : 0);
     for (const int32_t sum : packed.sum) planned.start.push_back(-zero_point * sum);
     const auto panels = static_cast<int64_t>(weight_->panels().size());
-    const PhaseWork work =
-        phase_work(spec, problem_, planned.tiled, panels, 4 * steps.steps(), panels * steps.panel_bytes());
+    const PhaseWork work{planned.tiled.count(), panels, 4 * steps.steps(), panels * steps.panel_bytes(),
+                         problem_.batch * problem_.in.height * problem_.in.width * spec.in_channels};
     if (work.tiles > 0) append_parts(static_cast<int64_t>(phases_.size()), work, problem_.threads, parts_);
     phases_.push_back(std::move(planned));
   }

@@ -173,7 +173,7 @@ class DepthwisePlan final : public ConvPlan {
     const int64_t row_work = problem.out.width * (weight_->spec().height.kernel * weight_->spec().width.kernel + 16);
     append_parts(0,
                  {rows, weight_->blocks(), row_work, weight_->blocks() * panels_->block_bytes,
-                  problem.batch * problem.in.height * problem.in.width * channels, 0},
+                  problem.batch * problem.in.height * problem.in.width * channels},
                  problem.threads, parts_);
   }
 

@@ -143,19 +143,27 @@ TQ_HOST_DEVICE void accumulate_joined(__m512i (&acc)[kPixels][2], const TileArgs
   }
 }
 
-struct Floats16 {
-  float lanes[16];
-};
+// Replaces the accumulators by fmaf(float(acc), multiplier, bias), as floats in the same registers.
+template <int kPixels>
+TQ_HOST_DEVICE void scale(__m512i (&acc)[kPixels][2], const TileArgs& args) {
+#pragma GCC unroll 2
+  for (int j = 0; j < 2; ++j) {
+    const __m512 multiplier = _mm512_loadu_ps(args.multiplier + 16 * j);
+    const __m512 bias = _mm512_loadu_ps(args.bias + 16 * j);
+#pragma GCC unroll 14
+    for (int p = 0; p < kPixels; ++p) {
+      acc[p][j] = _mm512_castps_si512(_mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[p][j]), multiplier, bias));
+    }
+  }
+}
 
-// fmaf(float(acc), multiplier, bias), the residual, and the rounding, for channels [16 j, 16 j + 16). Operands come
-// from memory, because every register holds an accumulator that waits for its turn.
+// The residual of 16 channels, and the rounding. The residual's constants come from memory: every register holds a
+// value that waits for its turn.
 template <bool kResidual>
-TQ_HOST_DEVICE __m512i scale(__m512i acc, const TileArgs& args, int j, const uint8_t* residual) {
-  __m512 v = _mm512_cvtepi32_ps(acc);
-  const Floats16& bias = *reinterpret_cast<const Floats16*>(args.bias + 16 * j);
-  asm("vfmadd213ps %2, %1, %0" : "+v"(v) : "v"(_mm512_loadu_ps(args.multiplier + 16 * j)), "m"(bias));
+TQ_HOST_DEVICE __m512i round(__m512i scaled, const TileArgs& args, const uint8_t* residual) {
+  __m512 v = _mm512_castsi512_ps(scaled);
   if (kResidual) {
-    __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(residual + 16 * j)));
+    __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(residual)));
     asm("vpsubd %1%{1to16%}, %0, %0" : "+v"(code) : "m"(args.residual_zero_point));
     asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(v) : "v"(_mm512_cvtepi32_ps(code)), "m"(args.residual_multiplier));
   }
@@ -167,6 +175,7 @@ TQ_HOST_DEVICE __m512i scale(__m512i acc, const TileArgs& args, int j, const uin
 template <int kPixels, bool kResidual>
 TQ_HOST_DEVICE void store_codes(__m512i (&acc)[kPixels][2], const TileArgs& args) {
   using Runs = Run<kPixels>;
+  scale<kPixels>(acc, args);
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const CodeVectors& codes = *args.codes;
 #pragma GCC unroll 7
@@ -186,8 +195,8 @@ TQ_HOST_DEVICE void store_codes(__m512i (&acc)[kPixels][2], const TileArgs& args
         continue;
       }
       const uint8_t* residual = kResidual ? args.residual[run] + place * args.residual_step : nullptr;
-      packed[i] = _mm512_packs_epi32(scale<kResidual>(acc[pixel][0], args, 0, residual),
-                                     scale<kResidual>(acc[pixel][1], args, 1, residual));
+      packed[i] = _mm512_packs_epi32(round<kResidual>(acc[pixel][0], args, residual),
+                                     round<kResidual>(acc[pixel][1], args, kResidual ? residual + 16 : nullptr));
       packed[i] = _mm512_adds_epi16(packed[i], _mm512_load_si512(codes.zero_point));
     }
     __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(packed[0], packed[1]));

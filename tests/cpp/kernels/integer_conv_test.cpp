@@ -649,7 +649,7 @@ TEST_P(IntegerConv, TasksInAnyOrderOnSeveralThreads) {
   }
 }
 
-// Images that are walked through in parts even on one thread.
+// Images larger than the second-level cache of most processors.
 TEST_P(IntegerConv, ImagesLargerThanACache) {
   for (const int64_t groups : {1, 256}) {
     Layer layer{{groups == 1 ? 16 : 256, 256, groups, false, axis(1), axis(1)}};
