@@ -90,9 +90,16 @@ class Plan final : public ConvPlan {
         joined_(joins_groups(weight_->spec())),
         out_size_(problem.epilogue.output.type == ElementType::kFloat32 ? 4 : 1) {
     for (size_t i = 0; i < weight_->phases().size(); ++i) add_phase(weight_->phases()[i], weight_->packed()[i]);
-    direct_ = is_byte_clamp(problem.epilogue.output) && largest_value() < kLargestDirectValue &&
-              (!problem.residual.has_value() || problem.epilogue.residual.type == ElementType::kUInt8);
-    if (direct_) codes_ = code_vectors(problem.epilogue.output);
+    const OutputSpec& output = problem.epilogue.output;
+    if (output.type == ElementType::kFloat32) {
+      direct_ = output.activation.kind == numerics::Activation::kNone && !problem.residual;
+      direct_output_ = TileOutput::kFloats;
+    } else {
+      direct_ = is_byte_clamp(output) && largest_value() < kLargestDirectValue &&
+                (!problem.residual || problem.epilogue.residual.type == ElementType::kUInt8);
+      direct_output_ = problem.residual ? TileOutput::kCodesWithResidual : TileOutput::kCodes;
+      if (direct_) codes_ = code_vectors(output);
+    }
     if (joined_) list_lane_inputs();
   }
 
@@ -164,7 +171,8 @@ class Plan final : public ConvPlan {
   bool joined_;                       // panels of several groups
   std::vector<int32_t> lane_inputs_;  // of TileArgs
   int64_t out_size_;
-  bool direct_ = false;  // codes straight from the tile kernel
+  bool direct_ = false;  // whether the tile kernel does the whole output step, as direct_output_
+  TileOutput direct_output_;
   CodeVectors codes_{};
   std::vector<PlannedPhase> phases_;
   std::vector<ConvPart> parts_;
@@ -181,7 +189,7 @@ class Plan::Runner {
         residual_(static_cast<const uint8_t*>(operands.residual)),
         row_scale_(operands.row_scale),
         panel_bytes_(phase.segments.panel_bytes()),
-        direct_(plan.kernels(phase, plan.problem_.residual ? TileOutput::kCodesWithResidual : TileOutput::kCodes)),
+        direct_(plan.kernels(phase, plan.direct_output_)),
         indirect_(plan.kernels(phase, TileOutput::kAccumulators)) {
     const TiledPhase& tiled = phase.tiled;
     args_.x_step = tiled.in_step;
@@ -214,6 +222,9 @@ class Plan::Runner {
   }
 
  private:
+  // Row scales where there are none.
+  static constexpr float kOnes[kTilePixels] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+
   // The first tiles of a panel bring the next panel into L2, a share each.
   static constexpr int64_t kPrefetchTiles = 4;
 
@@ -246,6 +257,7 @@ class Plan::Runner {
     for (int run = 0; run < 2; ++run) {
       args_.x[run] = image_x_ + tile_->in[run] + panel.in_channel;
       args_.out[run] = image_out_ + (tile_->out[run] + panel.out_channel) * plan_.out_size_;
+      args_.row_scale[run] = row_scale_ == nullptr ? kOnes : row_scale_ + tile_->out[run] / phase_.tiled.out_step;
       if (residual_ != nullptr) args_.residual[run] = image_residual_ + tile_->residual[run] + panel.out_channel;
     }
     if (plan_.direct_ && panel.channels == kTileChannels) return direct_[tile_->pixels - 1](args_);
@@ -258,10 +270,9 @@ class Plan::Runner {
     for (int run = 0; run < 2; ++run) {
       Residual residual = plan_.problem_.epilogue.residual;
       residual.data = residual_ == nullptr ? nullptr : args_.residual[run];
-      const float* row_scale = row_scale_ == nullptr ? nullptr : row_scale_ + tile_->out[run] / phase_.tiled.out_step;
       avx512::finish_tile({accumulators_ + run * first * kTileChannels, run == 0 ? first : tile_->pixels - first,
-                           panel.channels, args_.multiplier, args_.bias, row_scale, residual, args_.residual_step,
-                           &plan_.problem_.epilogue.output, args_.out[run], args_.out_step});
+                           panel.channels, args_.multiplier, args_.bias, args_.row_scale[run], residual,
+                           args_.residual_step, &plan_.problem_.epilogue.output, args_.out[run], args_.out_step});
     }
   }
 

@@ -41,7 +41,8 @@ struct TileArgs {
   int64_t residual_step;
   float residual_multiplier;
   int32_t residual_zero_point;
-  int32_t* accumulators;  // [pixels][32], only for kAccumulators
+  const float* row_scale[2];  // of each pixel, times the multiplier; only for kFloats
+  int32_t* accumulators;      // [pixels][32], only for kAccumulators
   // Only where a panel joins groups: which four inputs each lane takes, of the 64 bytes at x for the first 16 channels
   // and of those at x + half_offset for the others.
   const int32_t* lane_inputs;  // [segment_steps][32]
@@ -49,8 +50,9 @@ struct TileArgs {
   uint8_t input_flip;  // 0x80 for int8 inputs
 };
 
-// What a tile kernel writes: codes of 32 channels, the same with a uint8 residual added, or the bare accumulators.
-enum class TileOutput : int { kCodes = 0, kCodesWithResidual = 1, kAccumulators = 2 };
+// What a tile kernel writes: codes of 32 channels, the same with a uint8 residual added, scaled floats, or the bare
+// accumulators.
+enum class TileOutput : int { kCodes = 0, kCodesWithResidual, kFloats, kAccumulators };
 
 using TileKernel = void (*)(const TileArgs&);
 // Entry i computes i + 1 pixels.

@@ -208,6 +208,25 @@ TQ_HOST_DEVICE void store_codes(__m512i (&acc)[kPixels][2], const TileArgs& args
   }
 }
 
+// fmaf(float(acc), row_scale * multiplier, bias)
+template <int kPixels>
+TQ_HOST_DEVICE void store_floats(__m512i (&acc)[kPixels][2], const TileArgs& args) {
+  using Runs = Run<kPixels>;
+#pragma GCC unroll 2
+  for (int j = 0; j < 2; ++j) {
+    const __m512 multiplier = _mm512_loadu_ps(args.multiplier + 16 * j);
+    const __m512 bias = _mm512_loadu_ps(args.bias + 16 * j);
+#pragma GCC unroll 14
+    for (int p = 0; p < kPixels; ++p) {
+      const int run = Runs::run(p);
+      const int place = Runs::place(p);
+      const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(args.row_scale[run][place]), multiplier);
+      uint8_t* out = args.out[run] + place * args.out_step + 64 * j;
+      _mm512_storeu_ps(out, _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[p][j]), scale, bias));
+    }
+  }
+}
+
 template <int kPixels>
 TQ_HOST_DEVICE void start(__m512i (&acc)[kPixels][2], const TileArgs& args) {
 #pragma GCC unroll 14
@@ -225,6 +244,8 @@ TQ_HOST_DEVICE void store(__m512i (&acc)[kPixels][2], const TileArgs& args) {
       _mm512_store_si512(args.accumulators + p * kTileChannels, acc[p][0]);
       _mm512_store_si512(args.accumulators + p * kTileChannels + 16, acc[p][1]);
     }
+  } else if constexpr (kOutput == TileOutput::kFloats) {
+    store_floats<kPixels>(acc, args);
   } else {
     store_codes<kPixels, kOutput == TileOutput::kCodesWithResidual>(acc, args);
   }
@@ -270,6 +291,8 @@ const TileKernels& kernels_for(TileOutput output) {
       return kKernels<kSigned, kSteps, TileOutput::kCodes>;
     case TileOutput::kCodesWithResidual:
       return kKernels<kSigned, kSteps, TileOutput::kCodesWithResidual>;
+    case TileOutput::kFloats:
+      return kKernels<kSigned, kSteps, TileOutput::kFloats>;
     case TileOutput::kAccumulators:
       break;
   }
@@ -290,6 +313,8 @@ const JoinedKernels& joined_kernels(TileOutput output) {
       return kJoined<TileOutput::kCodes>;
     case TileOutput::kCodesWithResidual:
       return kJoined<TileOutput::kCodesWithResidual>;
+    case TileOutput::kFloats:
+      return kJoined<TileOutput::kFloats>;
     case TileOutput::kAccumulators:
       break;
   }

@@ -330,7 +330,12 @@ TEST_P(IntegerConv, RandomGeometriesGiveTheBytesOfPlainLoops) {
 // What a dynamic linear layer does: float outputs, each row with a scale of its own.
 TEST_P(IntegerConv, RowScales) {
   Random random(5);
-  for (const int64_t rows : {1, 2, 13, 14, 15, 40}) {
+  for (const auto& [rows, activation] : {std::tuple{1, Activation::kNone},
+                                         {2, Activation::kSilu},
+                                         {13, Activation::kNone},
+                                         {14, Activation::kNone},
+                                         {15, Activation::kSilu},
+                                         {40, Activation::kNone}}) {
     const int64_t depth = 37;
     const int64_t channels = 45;
     std::vector<int8_t> weight(channels * depth);
@@ -349,7 +354,7 @@ TEST_P(IntegerConv, RowScales) {
                  std::nullopt,
                  ElementType::kUInt8,
                  128,
-                 {multiplier.data(), bias.data(), {}, {ElementType::kFloat32, 0.0f, {}, real(Activation::kSilu, 1.0f)}},
+                 {multiplier.data(), bias.data(), {}, {ElementType::kFloat32, 0.0f, {}, real(activation, 1.0f)}},
                  2});
     std::vector<float> out(rows * channels);
     plan->run({x.data(), out.data(), nullptr, row_scale.data()}, {0, plan->tasks()});
@@ -358,7 +363,8 @@ TEST_P(IntegerConv, RowScales) {
         int32_t acc = 0;
         for (int64_t k = 0; k < depth; ++k) acc += (x[r * depth + k] - 128) * weight[c * depth + k];
         const float v = numerics::scale_accumulator(acc, row_scale[r] * multiplier[c], bias[c]);
-        ASSERT_EQ(out[r * channels + c], numerics::silu_f32(v)) << "row " << r << " of " << rows << ", channel " << c;
+        ASSERT_EQ(out[r * channels + c], activation == Activation::kNone ? v : numerics::silu_f32(v))
+            << "row " << r << " of " << rows << ", channel " << c;
       }
     }
   }
