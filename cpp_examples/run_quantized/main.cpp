@@ -2,14 +2,16 @@
 //
 //   run_quantized MODEL INPUTS [--batch N] [--runs N] [--threads N] [--output FILE] [--plain] [--json]
 //
-// INPUTS is what Python writes with torch.save(tensor, path), or torch.save((tensor, tensor), path) for a model of several
-// arguments. The rows (first dimension) go through the model in batches of N; latency is that of one batch.
+// INPUTS is what Python writes with torch.save(tensor, path), or torch.save((tensor, tensor), path) for a model of
+// several arguments. The rows (first dimension) go through the model in batches of N; latency is that of one batch.
 #include <torchquant/torchquant.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdint>
 #include <cstdio>
 #include <iostream>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -32,11 +34,17 @@ struct Options {
   bool plain = false, json = false;
 };
 
-int64_t positive_number(const std::string& option, const std::string& text) {
-  if (text.empty() || text.find_first_not_of("0123456789") != std::string::npos || text == "0") {
-    throw std::invalid_argument(option + " needs a positive number; got '" + text + "'");
+// `Number` is the type that the option is used in, so that a number beyond it is refused and not cut off.
+template <typename Number>
+Number positive_number(const std::string& option, const std::string& text) {
+  Number number = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, number);
+  if (error != std::errc() || stop != end || number < 1) {
+    const std::string largest = std::to_string(std::numeric_limits<Number>::max());
+    throw std::invalid_argument(option + " needs a positive number up to " + largest + "; got '" + text + "'");
   }
-  return std::stoll(text);
+  return number;
 }
 
 Options parse(int argc, char** argv) {
@@ -49,11 +57,11 @@ Options parse(int argc, char** argv) {
       return std::string(argv[++i]);
     };
     if (argument == "--batch") {
-      options.batch = positive_number(argument, value());
+      options.batch = positive_number<int64_t>(argument, value());
     } else if (argument == "--runs") {
-      options.runs = positive_number(argument, value());
+      options.runs = positive_number<int64_t>(argument, value());
     } else if (argument == "--threads") {
-      options.threads = static_cast<int>(positive_number(argument, value()));
+      options.threads = positive_number<int>(argument, value());
     } else if (argument == "--output") {
       options.output = value();
     } else if (argument == "--plain") {
@@ -70,6 +78,21 @@ Options parse(int argc, char** argv) {
   options.model = files[0];
   options.inputs = files[1];
   return options;
+}
+
+std::vector<c10::IValue> load_rows(const std::string& path) {
+  std::vector<c10::IValue> inputs = torchquant::load_inputs(path);
+  if (inputs.empty())
+    throw std::runtime_error("'" + path + "' holds an empty tuple; the model needs at least one tensor");
+  for (const c10::IValue& input : inputs) {
+    const at::Tensor& tensor = input.toTensor();
+    if (tensor.dim() == 0 || tensor.size(0) == 0)
+      throw std::runtime_error("'" + path + "' holds a tensor without rows");
+    if (tensor.size(0) != inputs[0].toTensor().size(0)) {
+      throw std::runtime_error("'" + path + "' holds tensors with different numbers of rows");
+    }
+  }
+  return inputs;
 }
 
 std::vector<c10::IValue> rows(const std::vector<c10::IValue>& inputs, int64_t start, int64_t count) {
@@ -103,18 +126,21 @@ void print(const Options& options, int64_t batch, const at::Tensor& predictions,
   const at::Tensor flat = predictions.flatten().contiguous();
   const std::string list = joined(c10::ArrayRef<int64_t>(flat.const_data_ptr<int64_t>(), flat.numel()));
   const char* format =
-      options.json ? "{\"rows\": %lld, \"batch\": %lld, \"runs\": %lld, \"p50_ms\": %.6f, \"p95_ms\": %.6f, \"p99_ms\": %.6f, "
-                     "\"mean_ms\": %.6f, \"predictions\": [%s]}\n"
-                   : "rows %lld, batch %lld; latency of one batch over %lld runs: P50 %.3f ms, P95 %.3f ms, P99 %.3f ms, mean "
-                     "%.3f ms\npredictions: %s\n";
+      options.json
+          ? "{\"rows\": %lld, \"batch\": %lld, \"runs\": %lld, \"p50_ms\": %.6f, \"p95_ms\": %.6f, \"p99_ms\": %.6f, "
+            "\"mean_ms\": %.6f, \"predictions\": [%s]}\n"
+          : "rows %lld, batch %lld; latency of one batch over %lld runs: P50 %.3f ms, P95 %.3f ms, P99 %.3f ms, mean "
+            "%.3f ms\npredictions: %s\n";
   std::printf(format, static_cast<long long>(predictions.size(0)), static_cast<long long>(batch),
-              static_cast<long long>(latency.runs), latency.p50_ms, latency.p95_ms, latency.p99_ms, latency.mean_ms, list.c_str());
+              static_cast<long long>(latency.runs), latency.p50_ms, latency.p95_ms, latency.p99_ms, latency.mean_ms,
+              list.c_str());
 }
 
 void run_example(const Options& options) {
   if (options.threads > 0) at::set_num_threads(options.threads);
-  torch::jit::Module model = options.plain ? torch::jit::load(options.model, at::kCPU) : torchquant::load(options.model);
-  const std::vector<c10::IValue> inputs = torchquant::load_inputs(options.inputs);
+  torch::jit::Module model =
+      options.plain ? torch::jit::load(options.model, at::kCPU) : torchquant::load(options.model);
+  const std::vector<c10::IValue> inputs = load_rows(options.inputs);
   const int64_t total = inputs.at(0).toTensor().size(0);
   const int64_t batch = options.batch > 0 ? std::min(options.batch, total) : total;
 

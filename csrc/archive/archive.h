@@ -22,6 +22,9 @@ TQ_API Receipt read_receipt(const std::string& path);
 
 namespace archive {
 
+// `module` as loading its saved file would give it, without a file: on the CPU, with nothing shared with the one given.
+torch::jit::Module pass_through_archive(const torch::jit::Module& module);
+
 struct VerifiedFile {
   Manifest manifest;
   // The open file: reading the module through it gives what was verified even if the path is replaced meanwhile.

@@ -8,6 +8,7 @@
 #include "archive/sha256.h"
 #include "caffe2/serialize/inline_container.h"
 #include "torch/csrc/jit/serialization/export.h"
+#include "torch/csrc/jit/serialization/import.h"
 #include "torch/headeronly/version.h"
 
 namespace torchquant {
@@ -79,6 +80,11 @@ Manifest copy_records(PyTorchStreamReader& reader, PyTorchStreamWriter& writer) 
 }
 
 }  // namespace
+
+torch::jit::Module pass_through_archive(const torch::jit::Module& module) {
+  return torch::jit::load(export_to_memory(module), at::kCPU, /*load_debug_files=*/false);
+}
+
 }  // namespace archive
 
 void save(const torch::jit::Module& module, const Receipt& receipt, const std::string& path) {

@@ -32,8 +32,8 @@ class Conversion {
   // `module` holds one inlined `forward`, which the passes rewrite.
   explicit Conversion(torch::jit::Module module, InputRanks input_ranks = {});
 
-  torch::jit::Graph& graph() { return *graph_; }
-  const std::shared_ptr<torch::jit::Graph>& shared_graph() { return graph_; }
+  torch::jit::Graph& graph() const { return *graph_; }
+  const std::shared_ptr<torch::jit::Graph>& shared_graph() const { return graph_; }
   const torch::jit::Module& module() const { return module_; }
   const InputRanks& input_ranks() const { return input_ranks_; }
 

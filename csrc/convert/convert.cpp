@@ -9,9 +9,11 @@
 #include <sstream>
 
 #include "ATen/core/grad_mode.h"
+#include "archive/archive.h"
 #include "convert/graph.h"
 #include "convert/passes.h"
 #include "convert/summary.h"
+#include "ops/cuda_library.h"
 #include "torch/csrc/jit/passes/common_subexpression_elimination.h"
 #include "torch/csrc/jit/passes/constant_pooling.h"
 #include "torch/csrc/jit/passes/dead_code_elimination.h"
@@ -132,8 +134,9 @@ void check_fallbacks(Conversion& conversion, const ConvertOptions& options) {
 
 ConvertResult convert(const Module& prepared, const ConvertOptions& options) {
   TORCH_CHECK(prepared.find_method("forward"), "convert: the module has no method 'forward'");
+  ops::load_cuda_library();  // the result may be moved to a GPU
   const at::NoGradGuard no_grad;
-  Module copy = prepared.clone(/*inplace=*/true);  // shares the tensors, which nothing here writes
+  Module copy = prepared.deepcopy(at::kCPU);  // weights are quantized and packed on the CPU, wherever the module lives
   copy.eval();
   Conversion conversion(freeze_parameters(copy), input_ranks(prepared));
   check_convertible(conversion);
@@ -150,8 +153,9 @@ ConvertResult convert(const Module& prepared, const ConvertOptions& options) {
 
   ConvertResult result{conversion.module(), conversion::make_receipt(conversion)};
   torch::jit::ConstantPooling(conversion.shared_graph());
-  // Freezing drops the float weights; the copy keeps later training of `prepared` out of the result.
-  result.module = freeze_parameters(result.module).deepcopy();
+  // Freezing drops the float weights. The result is what saving and loading gives, because the nodes here still point
+  // to functions of `prepared` that are gone: reporting an error of an op would read them.
+  result.module = archive::pass_through_archive(freeze_parameters(result.module));
   for (at::Tensor parameter : result.module.parameters()) parameter.set_requires_grad(false);
   dump.write("result", *result.module.get_method("forward").graph());
   return result;

@@ -32,55 +32,38 @@ std::optional<Activation> gelu(const Conversion& conversion, const Node* node) {
   return Activation{approximate->toStringRef() == "tanh" ? "gelu_tanh" : "gelu", {}};
 }
 
-at::Tensor fp32(const Conversion& conversion, const Value* value) {
+// A stored tensor in fp32, undefined for None; nullopt for one that is computed at run time.
+std::optional<at::Tensor> fp32(const Conversion& conversion, const Value* value) {
   const auto resolved = conversion.resolve(value);
-  return resolved && resolved->isTensor() ? resolved->toTensor().detach().to(at::kFloat) : at::Tensor();
+  if (!resolved) return std::nullopt;
+  return resolved->isTensor() ? resolved->toTensor().detach().to(at::kFloat) : at::Tensor();
 }
 
 // nullopt for a batch norm in training mode, over another number of channels or with parameters of the run.
 std::optional<BatchNorm> batch_norm_of(const Conversion& conversion, const Node* node, int64_t channels) {
   const auto training = conversion.resolve(argument(node, "training"));
   const auto eps = conversion.resolve(argument(node, "eps"));
-  const at::Tensor mean = fp32(conversion, argument(node, "running_mean"));
-  const at::Tensor var = fp32(conversion, argument(node, "running_var"));
-  if (!training || training->toBool() || !eps || !mean.defined() || !var.defined() || mean.numel() != channels) {
-    return std::nullopt;
-  }
+  const auto mean = fp32(conversion, argument(node, "running_mean"));
+  const auto var = fp32(conversion, argument(node, "running_var"));
+  auto gamma = fp32(conversion, argument(node, "weight"));
+  auto beta = fp32(conversion, argument(node, "bias"));
+  if (!training || training->toBool() || !eps || !mean || !var || !gamma || !beta) return std::nullopt;
+  if (!mean->defined() || !var->defined() || mean->numel() != channels) return std::nullopt;
   const at::NoGradGuard no_grad;
-  at::Tensor gamma = fp32(conversion, argument(node, "weight"));
-  at::Tensor beta = fp32(conversion, argument(node, "bias"));
-  if (!gamma.defined()) gamma = at::ones_like(mean);
-  if (!beta.defined()) beta = at::zeros_like(mean);
-  return BatchNorm{mean, gamma / (var + eps->toDouble()).sqrt(), beta};
-}
-
-// A value whose height and width are 1 whatever the input: a global pool, and what only moves along channels after it.
-bool is_pooled_to_one(const Conversion& conversion, const Value* value) {
-  const Node* node = value->node();
-  if (is_aten(node, {"adaptive_avg_pool1d", "adaptive_avg_pool2d"})) {
-    const auto size = conversion.resolve(node->input(1));
-    if (!size) return false;
-    for (int64_t extent : size->toIntVector()) {
-      if (extent != 1) return false;
-    }
-    return true;
-  }
-  const bool passes = node->kind() == kind::quantize || node->kind() == kind::dequantize ||
-                      node->kind() == kind::quantized_conv ||
-                      is_aten(node, {"convolution", "batch_norm", "relu", "hardswish", "silu", "sigmoid", "gelu"});
-  return passes && is_pooled_to_one(conversion, node->input(0));
+  if (!gamma->defined()) gamma = at::ones_like(*mean);
+  if (!beta->defined()) beta = at::zeros_like(*mean);
+  return BatchNorm{*mean, *gamma / (*var + eps->toDouble()).sqrt(), *beta};
 }
 
 // The other operand of `add`, if it is quantized and of the shape of `value`: a fused residual does not broadcast.
-std::optional<Quantized> residual_of(const Conversion& conversion, const Node* add, const Value* value) {
+std::optional<Quantized> residual_of(const Conversion& conversion, const Shapes& shapes, const Node* add,
+                                     const Value* value) {
   if (!is_aten(add, {"add"}) || add->inputs().size() != 3) return std::nullopt;
+  if (!shapes.same(add->input(0), add->input(1))) return std::nullopt;
   const auto alpha = conversion.resolve(add->input(2));
   if (!alpha || alpha->toScalar().toDouble() != 1.0) return std::nullopt;
   const Value* other = add->input(add->input(0) == value ? 1 : 0);
-  auto residual = quantized(conversion, other);
-  if (!residual || conversion.resolve(residual->codes)) return std::nullopt;  // a stored tensor may broadcast
-  if (is_pooled_to_one(conversion, value) != is_pooled_to_one(conversion, other)) return std::nullopt;
-  return residual;
+  return quantized(conversion, other);
 }
 
 }  // namespace
@@ -109,8 +92,8 @@ Epilogue match_epilogue(const Conversion& conversion, Node* compute, const Epilo
     result.batch_norm = batch_norm_of(conversion, user, *parts.batch_norm_channels);
     if (result.batch_norm) take("batch_norm");
   }
-  if (user && parts.residual) {
-    result.residual = residual_of(conversion, user, result.last()->output());
+  if (user && parts.shapes) {
+    result.residual = residual_of(conversion, *parts.shapes, user, result.last()->output());
     if (result.residual) take("add");
   }
   if (user) {
@@ -120,9 +103,11 @@ Epilogue match_epilogue(const Conversion& conversion, Node* compute, const Epilo
     }
   }
   if (user && parts.quantize && user->kind() == kind::quantize) {
-    result.output = quantize_params(conversion, user);
-    result.output_path = quantize_path(user);
-    take("");
+    if (const auto output = quantize_params(conversion, user)) {
+      result.output = *output;
+      result.output_path = quantize_path(user);
+      take("");
+    }
   }
   return result;
 }

@@ -9,6 +9,7 @@
 #include "ATen/core/Tensor.h"
 #include "convert/conversion.h"
 #include "convert/graph.h"
+#include "convert/shapes.h"
 
 namespace torchquant::conversion {
 
@@ -40,8 +41,8 @@ struct Epilogue {
 
 // What may be taken in besides activation and quantize, by the op's own kernel.
 struct EpilogueParts {
-  std::optional<int64_t> batch_norm_channels = std::nullopt;  // of a batch norm that fits the op's output
-  bool residual = false;
+  std::optional<int64_t> batch_norm_channels = std::nullopt;  // of a batch norm over the channels of the op's output
+  const Shapes* shapes = nullptr;  // of the graph, to take a residual, which must have the shape of the op's output
   bool quantize = true;
 };
 

@@ -43,17 +43,6 @@ std::string owner_path(const Value* scale) {
   return leaf ? parent_path(attribute_path(leaf)) : "";
 }
 
-int64_t as_zero_point(double stored, int64_t quant_min, int64_t quant_max) {
-  const numerics::QRange range{static_cast<float>(quant_min), static_cast<float>(quant_max)};
-  return static_cast<int64_t>(numerics::effective_zero_point(static_cast<float>(stored), range));
-}
-
-double number(const Conversion& conversion, const Value* value, const std::string& path) {
-  const auto resolved = conversion.resolve(value);
-  if (!resolved) throw CannotLower("the parameters of its fake-quant '" + path + "' are computed at run time");
-  return resolved->toTensor().item<double>();
-}
-
 bool owns_modules(const c10::ClassType& type) {
   for (size_t i = 0; i < type.numAttributes(); ++i) {
     if (type.getAttribute(i)->is_module()) return true;
@@ -61,53 +50,55 @@ bool owns_modules(const c10::ClassType& type) {
   return false;
 }
 
-void use_whole_range(QuantParams& params, at::ScalarType dtype) {
+// Scale and zero point of `node` (quantize, dequantize), whose range is set; false for what no integer kernel takes.
+bool read_scale(const Conversion& conversion, const Node* node, QuantParams& params) {
+  const auto axis = conversion.resolve(argument(node, "axis"));
+  const auto scale = conversion.resolve(node->input(1));
+  const auto zero_point = conversion.resolve(node->input(2));
+  if (!axis || !axis->isNone() || !scale || !zero_point) return false;
+  const double code = zero_point->toTensor().item<double>();
+  params.scale = scale->toTensor().item<float>();
+  if (!numerics::valid_scale(params.scale) || !(code >= params.quant_min && code <= params.quant_max)) return false;
+  params.zero_point = static_cast<int64_t>(code);
+  return static_cast<double>(params.zero_point) == code;
+}
+
+bool set_type(QuantParams& params, at::ScalarType dtype) {
   params.dtype = dtype;
   params.quant_min = dtype == at::kByte ? 0 : -128;
   params.quant_max = dtype == at::kByte ? 255 : 127;
+  return dtype == at::kByte || dtype == at::kChar;
 }
 
-// Range and type of integer codes: those of the op that made them, through ops that only move them.
-void read_code_range(const Conversion& conversion, const Value* codes, QuantParams& params) {
+// Of an op that says which codes it makes.
+bool read_range_of_op(const Conversion& conversion, const Node* node, const std::string& prefix, QuantParams& params) {
+  const auto dtype = conversion.resolve(argument(node, prefix + "dtype"));
+  if (!dtype || !set_type(params, dtype->toScalarType())) return false;
+  const Value* low = argument(node, prefix + "quant_min");
+  const Value* high = argument(node, prefix + "quant_max");
+  if (!low || !high) return true;
+  const auto min = conversion.resolve(low), max = conversion.resolve(high);
+  if (!min || !max) return false;
+  if (!min->isNone()) params.quant_min = min->toInt();
+  if (!max->isNone()) params.quant_max = max->toInt();
+  return true;
+}
+
+bool keeps_codes(const Conversion& conversion, const Node* node) {
+  return moves_data(conversion, node) || node->kind() == prim::ListConstruct || node->kind() == prim::ListUnpack ||
+         node->kind() == kind::quantized_max_pool ||
+         is_aten(node, {"max_pool1d", "max_pool2d", "constant_pad_nd", "pad", "cat", "concat", "concatenate", "stack"});
+}
+
+// Range and type of integer codes: those of the op that made them, through ops that only move them; false if unknown.
+bool read_range(const Conversion& conversion, const Value* codes, QuantParams& params) {
   const Node* node = codes->node();
-  const bool fused = argument(node, "output_dtype");
-  const Value* dtype = argument(node, fused ? "output_dtype" : "dtype");
-  const Value* low = argument(node, fused ? "output_quant_min" : "quant_min");
-  const Value* high = argument(node, fused ? "output_quant_max" : "quant_max");
-  if (dtype && low && high) {
-    params.dtype = conversion.resolve(dtype)->toScalarType();
-    params.quant_min = conversion.resolve(low)->toInt();
-    params.quant_max = conversion.resolve(high)->toInt();
-  } else if (dtype) {
-    use_whole_range(params, conversion.resolve(dtype)->toScalarType());
-  } else if (const auto constant = conversion.resolve(codes)) {
-    use_whole_range(params, constant->toTensor().scalar_type());
-  } else {
-    read_code_range(conversion, node->input(0), params);
+  if (argument(node, "output_dtype")) return read_range_of_op(conversion, node, "output_", params);
+  if (node->kind() == kind::quantize) return read_range_of_op(conversion, node, "", params);
+  if (const auto constant = conversion.resolve(codes)) {
+    return constant->isTensor() && set_type(params, constant->toTensor().scalar_type());
   }
-}
-
-std::optional<int64_t> max_rank(const Conversion& conversion, const Node* node) {
-  const auto a = rank_of(conversion, node->input(0));
-  if (node->input(1)->type()->kind() != c10::TypeKind::TensorType) return a;
-  const auto b = rank_of(conversion, node->input(1));
-  return a && b ? std::optional(std::max(*a, *b)) : std::nullopt;
-}
-
-std::optional<int64_t> rank_after_flatten(const Conversion& conversion, const Node* node) {
-  const auto rank = rank_of(conversion, node->input(0));
-  const auto first = conversion.resolve(node->input(1));
-  const auto last = conversion.resolve(node->input(2));
-  if (!rank || *rank == 0 || !first || !last) return std::nullopt;
-  const auto wrap = [&](int64_t dim) { return dim < 0 ? dim + *rank : dim; };
-  return *rank - (wrap(last->toInt()) - wrap(first->toInt()));
-}
-
-std::optional<int64_t> input_rank(const Conversion& conversion, const Value* value) {
-  const auto inputs = value->owningGraph()->inputs();
-  const auto found = std::find(inputs.begin(), inputs.end(), value);
-  const size_t index = found - inputs.begin();
-  return index < conversion.input_ranks().size() ? conversion.input_ranks()[index] : std::nullopt;
+  return keeps_codes(conversion, node) && read_range(conversion, node->input(0), params);
 }
 
 }  // namespace
@@ -183,52 +174,6 @@ std::string op_layer(const Node* node, const std::string& kind) {
   return has_children ? path + "." + kind : path;
 }
 
-std::optional<int64_t> rank_of(const Conversion& conversion, const Value* value) {
-  if (const auto type = value->type()->cast<c10::TensorType>(); type && type->dim()) return *type->dim();
-  const Node* node = value->node();
-  if (node->kind() == prim::Param) return input_rank(conversion, value);
-  if (node->kind() == prim::GetAttr || node->kind() == prim::Constant) {
-    const auto constant = conversion.resolve(value);
-    return constant && constant->isTensor() ? std::optional(constant->toTensor().dim()) : std::nullopt;
-  }
-  if (is_aten(node, {"conv2d", "conv_transpose2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"})) return 4;
-  if (is_aten(node, {"conv1d", "conv_transpose1d", "max_pool1d", "avg_pool1d", "adaptive_avg_pool1d"})) return 3;
-  if (is_aten(node, {"convolution", "_convolution", "_convolution_mode"})) return rank_of(conversion, node->input(1));
-  if (is_aten(node, {"batch_norm",
-                     "relu",
-                     "relu6",
-                     "hardtanh",
-                     "hardswish",
-                     "hardsigmoid",
-                     "silu",
-                     "gelu",
-                     "sigmoid",
-                     "tanh",
-                     "linear",
-                     "contiguous",
-                     "dropout",
-                     "softmax",
-                     "layer_norm",
-                     "permute",
-                     "transpose",
-                     "slice",
-                     "clone",
-                     "constant_pad_nd",
-                     "upsample_nearest1d",
-                     "upsample_nearest2d",
-                     "leaky_relu",
-                     "clamp"}) ||
-      node->kind() == kind::fake_quantize || node->kind() == kind::quantize || node->kind() == kind::dequantize) {
-    return rank_of(conversion, node->input(0));
-  }
-  if (is_aten(node, {"add", "sub", "mul", "div"})) return max_rank(conversion, node);
-  if (is_aten(node, {"flatten"})) return rank_after_flatten(conversion, node);
-  if (is_aten(node, {"reshape"}) && node->input(1)->node()->kind() == prim::ListConstruct) {
-    return static_cast<int64_t>(node->input(1)->node()->inputs().size());
-  }
-  return std::nullopt;
-}
-
 Value* insert_before(Node* at, const std::string& name, const std::vector<Argument>& inputs,
                      const std::vector<Argument>& named_arguments) {
   const torch::jit::WithInsertPoint guard(at);
@@ -281,19 +226,15 @@ std::optional<Quantized> quantized(const Conversion& conversion, const Value* va
   Node* node = const_cast<Node*>(value->node());
   if (node->kind() != kind::dequantize) return std::nullopt;
   Quantized result{node->input(0), node->input(1), node->input(2), {}, owner_path(node->input(1))};
-  read_code_range(conversion, result.codes, result.params);
-  result.params.scale = static_cast<float>(number(conversion, result.scale, result.path));
-  result.params.zero_point = as_zero_point(number(conversion, result.zero_point, result.path), result.params.quant_min,
-                                           result.params.quant_max);
+  if (!read_range(conversion, result.codes, result.params) || !read_scale(conversion, node, result.params))
+    return std::nullopt;
   return result;
 }
 
-QuantParams quantize_params(const Conversion& conversion, const Node* quantize) {
-  const std::string path = quantize_path(quantize);
+std::optional<QuantParams> quantize_params(const Conversion& conversion, const Node* quantize) {
   QuantParams params;
-  read_code_range(conversion, quantize->output(), params);
-  params.scale = static_cast<float>(number(conversion, quantize->input(1), path));
-  params.zero_point = as_zero_point(number(conversion, quantize->input(2), path), params.quant_min, params.quant_max);
+  if (!read_range(conversion, quantize->output(), params) || !read_scale(conversion, quantize, params))
+    return std::nullopt;
   return params;
 }
 

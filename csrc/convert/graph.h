@@ -21,7 +21,7 @@ inline const c10::Symbol fake_quantize = c10::Symbol::fromQualString("torchquant
 inline const c10::Symbol choose_qparams = c10::Symbol::fromQualString("torchquant::choose_qparams");
 inline const c10::Symbol quantize = c10::Symbol::fromQualString("torchquant::quantize");
 inline const c10::Symbol dequantize = c10::Symbol::fromQualString("torchquant::dequantize");
-inline const c10::Symbol quantized_conv = c10::Symbol::fromQualString("torchquant::quantized_conv");
+inline const c10::Symbol quantized_max_pool = c10::Symbol::fromQualString("torchquant::quantized_max_pool");
 }  // namespace kind
 
 // True for "aten::relu" given {"relu", ...}.
@@ -47,9 +47,6 @@ std::string parent_path(const std::string& path);
 // What the receipt calls a node without a quantized weight: the owner of its parameters, else the path of the module
 // that computes it, with `kind` added where that module has children ("layer1.0.add").
 std::string op_layer(const Node* node, const std::string& kind);
-
-// Number of dimensions, if the ops and attributes before `value` determine it.
-std::optional<int64_t> rank_of(const Conversion& conversion, const Value* value);
 
 // ---- writing ----------------------------------------------------------------------------------------------------
 using Argument = torch::jit::NamedValue;
@@ -91,11 +88,12 @@ struct Quantized {
   std::string path;  // of the fake-quant that it came from
 };
 
-// What `value` is the dequantize of; nullopt for a float tensor.
+// What `value` is the dequantize of; nullopt for a float tensor, and for a dequantize of the user's own with parameters
+// that no integer kernel takes: several, those of the run, or a zero point that is no code.
 std::optional<Quantized> quantized(const Conversion& conversion, const Value* value);
 
-// Parameters and fake-quant path of a quantize node.
-QuantParams quantize_params(const Conversion& conversion, const Node* quantize);
+// Parameters of a quantize node, nullopt as above, and its fake-quant's path.
+std::optional<QuantParams> quantize_params(const Conversion& conversion, const Node* quantize);
 std::string quantize_path(const Node* quantize);
 
 Value* insert_quantize(Node* at, Value* x, Value* scale, Value* zero_point, const QuantParams& params);

@@ -35,11 +35,17 @@ std::optional<int64_t> exact_code(double value, const QuantParams& params) {
   return static_cast<int64_t>(code);
 }
 
+std::string pad_mode(const Conversion& conversion, const Node* node) {
+  const Value* mode = argument(node, "mode");
+  if (!mode) return "constant";
+  const auto resolved = conversion.resolve(mode);
+  return resolved ? resolved->toStringRef() : "";
+}
+
 Node* insert_pad(Conversion& conversion, Node* node, Value* codes, const QuantParams& params) {
-  if (const Value* mode = argument(node, "mode")) {
-    const auto resolved = conversion.resolve(mode);
-    if (!resolved || resolved->toStringRef() != "constant") return nullptr;
-  }
+  const std::string mode = pad_mode(conversion, node);
+  if (mode == "circular") return copy_with_input(node, codes);
+  if (mode != "constant") return nullptr;
   const auto value = conversion.resolve(argument(node, "value"));
   if (!value) return nullptr;
   const auto code = exact_code(value->isNone() ? 0.0 : value->toScalar().toDouble(), params);
@@ -58,6 +64,12 @@ Node* insert_on_codes(Conversion& conversion, Node* node, Value* codes, const Qu
   if (is_aten(node, {"constant_pad_nd", "pad"})) return insert_pad(conversion, node, codes, params);
   if (is_resize(node) && params.dtype != at::kByte) return nullptr;  // ATen resizes no int8
   return copy_with_input(node, codes);
+}
+
+bool pads_with_its_values(const Conversion& conversion, const Node* node) {
+  if (is_aten(node, {"reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"})) return true;
+  const std::string mode = is_aten(node, {"pad"}) ? pad_mode(conversion, node) : "";
+  return mode == "reflect" || mode == "replicate";
 }
 
 bool is_concat(const Node* node) {

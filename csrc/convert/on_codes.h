@@ -14,6 +14,9 @@ bool acts_on_codes(const Conversion& conversion, const Node* node);
 // Inserts, in front of `node`, the op that computes its result on `codes` of its first input, or nullptr.
 Node* insert_on_codes(Conversion& conversion, Node* node, Value* codes, const QuantParams& params);
 
+// Whether a node pads with values of its input (reflect, replicate), which are codes already.
+bool pads_with_its_values(const Conversion& conversion, const Node* node);
+
 // Whether a node is a concatenation; its operands are the inputs of its list.
 bool is_concat(const Node* node);
 // The concatenation of `codes` in front of `node`.

@@ -25,16 +25,27 @@ at::Tensor stored_bias(const Conversion& conversion, const Value* bias) {
   return resolved->isNone() ? at::Tensor() : resolved->toTensor().detach().to(at::kFloat);
 }
 
-StaticLayer read_static_layer(const Conversion& conversion, Node* node, const WeightLayout& layout, int64_t depth) {
+namespace {
+
+// Batch norm scales dimension 1, which holds a linear layer's channels where its output is a matrix.
+bool has_channels_in_dimension_1(const Shapes& shapes, const Node* node) {
+  return !is_aten(node, {"linear"}) || shapes.rank(node->output()) == 2;
+}
+
+}  // namespace
+
+StaticLayer read_static_layer(const Conversion& conversion, const Shapes& shapes, Node* node,
+                              const WeightLayout& layout, int64_t depth) {
   const at::NoGradGuard no_grad;
   StaticLayer layer{*quantized(conversion, node->input(0)),
                     integer_weight(conversion, node->input(1), layout),
                     stored_bias(conversion, node->input(2)),
                     {}};
   require_symmetric_per_channel(layer.weight);
-  require_int32_sum(depth);
-  layer.epilogue =
-      match_epilogue(conversion, node, {.batch_norm_channels = layer.weight.scale.size(0), .residual = true});
+  require_int32_sum(layer.weight, depth);
+  EpilogueParts parts{.shapes = &shapes};
+  if (has_channels_in_dimension_1(shapes, node)) parts.batch_norm_channels = layer.weight.scale.size(0);
+  layer.epilogue = match_epilogue(conversion, node, parts);
   return layer;
 }
 

@@ -23,8 +23,10 @@ at::Tensor output_bias(const StaticLayer& layer);
 // A bias that is stored, in fp32; undefined for None. Throws CannotLower for one that is computed at run time.
 at::Tensor stored_bias(const Conversion& conversion, const Value* bias);
 
-// Reads what quantized_conv and quantized_linear share of `node` (x, weight, bias first). Throws CannotLower.
-StaticLayer read_static_layer(const Conversion& conversion, Node* node, const WeightLayout& layout, int64_t depth);
+// Reads what quantized_conv and quantized_linear share of `node` (x, weight, bias first), of a graph with these shapes.
+// Throws CannotLower.
+StaticLayer read_static_layer(const Conversion& conversion, const Shapes& shapes, Node* node,
+                              const WeightLayout& layout, int64_t depth);
 
 // Inserts the fused op with its own arguments and the shared ones, replaces the nodes and writes the receipt's row.
 void emit_static_layer(Conversion& conversion, const StaticLayer& layer, const std::string& op, const std::string& kind,

@@ -5,8 +5,10 @@
 
 #include "ATen/TensorOperators.h"
 #include "ATen/core/grad_mode.h"
+#include "numerics/affine.h"
 #include "ops/int4_weight.h"
 #include "ops/ops.h"
+#include "ops/quantized_common.h"
 
 namespace torchquant::conversion {
 namespace {
@@ -42,12 +44,17 @@ WeightFakeQuant read(const Conversion& conversion, const Node* node) {
 }
 
 // A user's mistake, whatever happens to layers that cannot be lowered.
-void check_scales(const std::string& layer, const at::Tensor& scale) {
-  const at::Tensor dense = scale.to(at::kCPU).flatten();
-  const float* values = dense.const_data_ptr<float>();
-  for (int64_t i = 0; i < dense.numel(); ++i) {
-    TORCH_CHECK(std::isfinite(values[i]) && values[i] > 0.0f, "convert: the scale of the weight of '", layer,
-                "' must be finite and > 0, got ", values[i], " at index ", i);
+void check_parameters(const std::string& layer, const WeightFakeQuant& fq) {
+  const at::Tensor scales = fq.scale.flatten().contiguous(), zero_points = fq.zero_point.flatten().contiguous();
+  for (int64_t i = 0; i < scales.numel(); ++i) {
+    const float scale = scales.const_data_ptr<float>()[i];
+    TORCH_CHECK(numerics::valid_scale(scale), "convert: the scale of the weight of '", layer,
+                "' must be finite and > 0, with a finite reciprocal, got ", scale, " at index ", i);
+  }
+  for (int64_t i = 0; i < zero_points.numel(); ++i) {
+    const float zero_point = zero_points.const_data_ptr<float>()[i];
+    TORCH_CHECK(std::isfinite(zero_point), "convert: the zero point of the weight of '", layer,
+                "' must be finite, got ", zero_point, " at index ", i);
   }
 }
 
@@ -165,7 +172,7 @@ IntegerWeight integer_weight(const Conversion& conversion, const Value* weight, 
   };
   IntegerWeight result;
   result.layer = layer_of(conversion, weight);
-  check_scales(result.layer, fq.scale);
+  check_parameters(result.layer, fq);
   const auto code_type = fq.quant_max > 127 ? at::kByte : at::kChar;
   const at::Tensor codes =
       quantize(fq.weight, fq.scale, fq.zero_point, fq.axis, fq.group_size, code_type, fq.quant_min, fq.quant_max);
@@ -187,12 +194,11 @@ void require_symmetric_per_channel(const IntegerWeight& weight) {
   }
 }
 
-void require_int32_sum(int64_t depth) {
-  constexpr int64_t kLargestTerm = 255 * 127;
-  constexpr int64_t kLargestDepth = ((int64_t{1} << 31) - 1) / kLargestTerm;
-  if (depth <= kLargestDepth) return;
+void require_int32_sum(const IntegerWeight& weight, int64_t depth) {
+  const int64_t largest = ops::largest_depth(weight.quant_min);
+  if (depth <= largest) return;
   throw CannotLower("an output sums " + std::to_string(depth) + " products, and an int32 sum holds at most " +
-                    std::to_string(kLargestDepth));
+                    std::to_string(largest));
 }
 
 Value* weight_buffer(Conversion& conversion, const IntegerWeight& weight) {

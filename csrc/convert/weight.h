@@ -46,7 +46,7 @@ IntegerWeight integer_weight(const Conversion& conversion, const Value* weight, 
 // Refuses what only weight-only kernels take: groups along the inputs and zero points.
 void require_symmetric_per_channel(const IntegerWeight& weight);
 // Refuses an accumulator that could leave int32.
-void require_int32_sum(int64_t depth);
+void require_int32_sum(const IntegerWeight& weight, int64_t depth);
 
 // The buffer of the codes, packed two a byte for 4 bits.
 Value* weight_buffer(Conversion& conversion, const IntegerWeight& weight);

@@ -48,16 +48,29 @@ void FakeQuantizeImpl::observe(const torch::Tensor& x) {
       qparams_from_min_max(min_val, max_val, options.symmetric, options.quant_min, options.quant_max);
   scale.copy_(new_scale);
   zero_point.copy_(new_zero_point);
+  has_range_ = true;
+}
+
+bool FakeQuantizeImpl::observed() const { return min_val.le(max_val).all().item<bool>(); }
+
+void FakeQuantizeImpl::require_range() {
+  if (has_range_) return;
+  TORCH_CHECK(observed(),
+              "FakeQuantize: nothing was observed, so there is no range to fake-quantize with; run the model "
+              "on representative inputs with observer_enabled first");
+  has_range_ = true;
 }
 
 torch::Tensor FakeQuantizeImpl::forward(const torch::Tensor& x) {
   if (observer_enabled && fake_quant_enabled) {
+    has_range_ = true;
     return fused_observe_fake_quantize(x, min_val, max_val, nonfinite_count, scale, zero_point,
                                        options.averaging_constant, options.axis, options.symmetric, options.quant_min,
                                        options.quant_max);
   }
   if (observer_enabled) observe(x);
   if (!fake_quant_enabled) return x;
+  require_range();
   return fake_quantize(x, scale, zero_point, options.axis, std::nullopt, options.quant_min, options.quant_max);
 }
 
@@ -67,6 +80,26 @@ template <typename Function>
 void for_each_fake_quantize(torch::nn::Module& module, const Function& function) {
   for (auto& item : module.named_modules("", /*include_self=*/true)) {
     if (auto* fake_quant = item.value()->as<FakeQuantizeImpl>()) function(item.key(), *fake_quant);
+  }
+}
+
+void check_range(const std::string& name, FakeQuantizeImpl& fake_quant) {
+  TORCH_CHECK(fake_quant.observed(), "freeze_qparams: '", name,
+              "' has observed nothing; run the model on representative inputs first");
+  const int64_t nonfinite = fake_quant.nonfinite_count.item<int64_t>();
+  TORCH_CHECK(nonfinite == 0, "freeze_qparams: '", name, "' observed ", nonfinite,
+              " values that were NaN or infinite; its range would be meaningless");
+}
+
+// Only what was trained or calibrated: a range that is frozen, or that was never asked for, stays as it is.
+void observe_weights(torch::nn::Module& module) {
+  for (auto& layer : module.modules(/*include_self=*/true)) {
+    const auto children = layer->named_children();
+    const auto parameters = layer->named_parameters(/*recurse=*/false);
+    const auto* child = children.find("weight_fake_quant");
+    const torch::Tensor* weight = parameters.find("weight");
+    auto* fake_quant = child ? (*child)->as<FakeQuantizeImpl>() : nullptr;
+    if (fake_quant && weight && fake_quant->observer_enabled && fake_quant->observed()) fake_quant->observe(*weight);
   }
 }
 
@@ -80,12 +113,9 @@ void start_calibration(torch::nn::Module& module) {
 }
 
 void freeze_qparams(torch::nn::Module& module) {
-  for_each_fake_quantize(module, [](const std::string& name, FakeQuantizeImpl& fake_quant) {
-    TORCH_CHECK(fake_quant.min_val.le(fake_quant.max_val).all().item<bool>(), "freeze_qparams: '", name,
-                "' has observed nothing; run the model on representative inputs first");
-    const int64_t nonfinite = fake_quant.nonfinite_count.item<int64_t>();
-    TORCH_CHECK(nonfinite == 0, "freeze_qparams: '", name, "' observed ", nonfinite,
-                " values that were NaN or infinite; its range would be meaningless");
+  observe_weights(module);
+  for_each_fake_quantize(module, check_range);
+  for_each_fake_quantize(module, [](const std::string&, FakeQuantizeImpl& fake_quant) {
     fake_quant.observer_enabled = false;
     fake_quant.fake_quant_enabled = true;
   });

@@ -1,5 +1,5 @@
-// FakeQuantize for C++ training: observes a tensor and fake-quantizes it. Used by the layers in nn/layers.h and directly
-// by users for activations.
+// FakeQuantize for C++ training: observes a tensor and fake-quantizes it. Used by the layers in nn/layers.h and
+// directly by users for activations.
 #pragma once
 
 #include <torch/nn/cloneable.h>
@@ -38,8 +38,14 @@ class TQ_API FakeQuantizeImpl : public torch::nn::Cloneable<FakeQuantizeImpl> {
   void pretty_print(std::ostream& stream) const override;
 
   // x: fp32, bf16 or fp16 of any shape; returns a tensor like x. Straight-through gradient.
-  // Raises c10::Error when asked to fake-quantize before anything was observed.
+  // Raises c10::Error when asked to fake-quantize before anything was observed, here or by the module whose state was
+  // loaded.
   torch::Tensor forward(const torch::Tensor& x);
+
+  // Updates the range, and scale and zero point with it. forward does so while `observer_enabled`.
+  void observe(const torch::Tensor& x);
+  // Whether every channel saw a finite value. Reads min_val and max_val back from their device.
+  bool observed() const;
 
   FakeQuantizeOptions options;
   bool observer_enabled = true;
@@ -52,15 +58,18 @@ class TQ_API FakeQuantizeImpl : public torch::nn::Cloneable<FakeQuantizeImpl> {
   torch::Tensor nonfinite_count;
 
  private:
-  void observe(const torch::Tensor& x);
+  void require_range();
+
+  bool has_range_ = false;  // known on the host, so that a training step reads nothing back
 };
 TORCH_MODULE(FakeQuantize);
 
 // Calibration: every FakeQuantize below `module` observes and passes its input through unchanged.
 TQ_API void start_calibration(torch::nn::Module& module);
 
-// Ends calibration or training: observers off, fake-quantization on. Raises c10::Error naming the first FakeQuantize
-// that observed nothing, or values that were not finite.
+// Ends calibration or training: observers off, fake-quantization on. A weight that a layer holds as `weight` beside its
+// `weight_fake_quant` is observed once more: the optimizer moved it after its last forward. Raises c10::Error naming
+// the first FakeQuantize that observed nothing, or values that were not finite; then every one stays as it was.
 TQ_API void freeze_qparams(torch::nn::Module& module);
 
 }  // namespace torchquant::nn

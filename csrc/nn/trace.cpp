@@ -13,6 +13,7 @@ namespace torchquant::nn {
 namespace {
 
 using torch::jit::Stack;
+using Tensors = std::vector<torch::Tensor>;
 
 torch::jit::Module mirror(torch::nn::Module& source, const std::shared_ptr<torch::jit::CompilationUnit>& unit,
                           const std::string& class_name) {
@@ -38,17 +39,24 @@ void check_observers_are_off(torch::nn::Module& model) {
   }
 }
 
-// Puts the training flag back even if forward throws.
+// Puts the training flag of every module back, even if forward throws: a batch norm may be frozen in a model that
+// trains.
 class EvalGuard {
  public:
-  explicit EvalGuard(torch::nn::Module& model) : model_(model), was_training_(model.is_training()) { model_.eval(); }
-  ~EvalGuard() { model_.train(was_training_); }
+  explicit EvalGuard(torch::nn::Module& model) {
+    for (const auto& module : model.modules(/*include_self=*/true))
+      was_training_.emplace_back(module, module->is_training());
+    model.eval();
+  }
+  ~EvalGuard() {
+    // Each before its children, whose own flags follow.
+    for (const auto& [module, training] : was_training_) module->train(training);
+  }
   EvalGuard(const EvalGuard&) = delete;
   EvalGuard& operator=(const EvalGuard&) = delete;
 
  private:
-  torch::nn::Module& model_;
-  bool was_training_;
+  std::vector<std::pair<std::shared_ptr<torch::nn::Module>, bool>> was_training_;
 };
 
 Stack to_stack(const std::vector<torch::Tensor>& tensors) { return Stack(tensors.begin(), tensors.end()); }
@@ -61,18 +69,90 @@ Stack pack_outputs(const std::vector<torch::Tensor>& outputs) {
   return {c10::ivalue::Tuple::create(std::move(elements))};
 }
 
-std::vector<torch::Tensor> to_tensors(const Stack& stack) {
-  std::vector<torch::Tensor> tensors;
+Tensors to_tensors(const Stack& stack) {
+  Tensors tensors;
   for (const auto& value : stack) tensors.push_back(value.toTensor());
   return tensors;
 }
 
+Tensors copies(const Tensors& tensors) {
+  Tensors result;
+  for (const auto& tensor : tensors) result.push_back(tensor.clone());
+  return result;
+}
+
+bool agree(const Tensors& expected, const c10::IValue& output) {
+  const Tensors actual =
+      output.isTensor() ? Tensors{output.toTensor()} : to_tensors(output.toTupleRef().elements().vec());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (actual[i].sizes() != expected[i].sizes() || actual[i].scalar_type() != expected[i].scalar_type()) return false;
+    if (!torch::allclose(actual[i], expected[i], 1e-5, 1e-6, /*equal_nan=*/true)) return false;
+  }
+  return true;
+}
+
+// Raises unless the trace gives what the model gives.
+void check_agreement(torch::jit::Module& traced, const Tensors& expected, const Tensors& inputs,
+                     const std::string& blame) {
+  const Tensors given = copies(inputs);
+  bool same = false;
+  try {
+    same = agree(expected, traced.forward({given.begin(), given.end()}));
+  } catch (const std::exception&) {
+    TORCH_CHECK(false, "trace: the trace ", blame, " (running it failed)");
+  }
+  TORCH_CHECK(same, "trace: the trace ", blame, " (its results differ from the model's)");
+}
+
+// Every tensor whose dimension `dim` is as long as the first one's, cut or repeated to `size`.
+Tensors resized(const Tensors& inputs, int64_t dim, int64_t size) {
+  const int64_t old_size = inputs.front().size(dim);
+  Tensors result;
+  for (const auto& input : inputs) {
+    const bool fits = input.dim() > dim && input.size(dim) == old_size;
+    const auto index =
+        torch::arange(size, torch::TensorOptions(torch::kLong).device(input.device())).remainder(old_size);
+    result.push_back(fits ? input.index_select(dim, index) : input);
+  }
+  return result;
+}
+
+// Dimensions that may be a sequence length: the second of token ids, the inner two of a three-dimensional input.
+std::vector<int64_t> length_dimensions(const torch::Tensor& input) {
+  if (input.dim() == 3) return {1, 2};
+  return input.dim() == 2 && !input.is_floating_point() ? std::vector<int64_t>{1} : std::vector<int64_t>{};
+}
+
+void check_resized(torch::jit::Module& traced, const Forward& forward, const Tensors& inputs, int64_t dim,
+                   int64_t size) {
+  const Tensors other = resized(inputs, dim, size);
+  Tensors expected;
+  try {
+    expected = forward(copies(other));
+  } catch (const std::exception&) {
+    return;  // the model's own limit, whatever it raises
+  }
+  check_agreement(traced, expected, other,
+                  c10::str("fixes dimension ", dim, " of its input at ", inputs.front().size(dim),
+                           ", while the model also runs with ", size,
+                           "; compute sizes from the input, or pass fixed_shapes if only these shapes matter"));
+}
+
+void check_trace(torch::jit::Module& traced, const Forward& forward, const Tensors& inputs, bool fixed_shapes) {
+  check_agreement(traced, forward(copies(inputs)), inputs, "depends on values of its inputs, or on randomness");
+  if (fixed_shapes || inputs.empty() || inputs.front().dim() == 0) return;
+  const torch::Tensor& first = inputs.front();
+  if (first.size(0) > 0) check_resized(traced, forward, inputs, 0, first.size(0) + 1);
+  for (const int64_t dim : length_dimensions(first)) {
+    // Shorter rather than longer: position embeddings end somewhere.
+    if (first.size(dim) > 0) check_resized(traced, forward, inputs, dim, first.size(dim) > 1 ? first.size(dim) - 1 : 2);
+  }
+}
+
 }  // namespace
 
-torch::jit::Module trace(
-    torch::nn::Module& model,
-    const std::function<std::vector<torch::Tensor>(const std::vector<torch::Tensor>&)>& forward,
-    const std::vector<torch::Tensor>& inputs) {
+torch::jit::Module trace(torch::nn::Module& model, const Forward& forward, const std::vector<torch::Tensor>& inputs,
+                         bool fixed_shapes) {
   check_observers_are_off(model);
   EvalGuard eval(model);
   torch::NoGradGuard no_grad;
@@ -87,6 +167,7 @@ torch::jit::Module trace(
   auto* function =
       unit->create_function(c10::QualifiedName(*scripted.type()->name(), "forward"), std::move(state->graph));
   scripted.type()->addMethod(function);
+  check_trace(scripted, forward, inputs, fixed_shapes);
   return scripted;
 }
 

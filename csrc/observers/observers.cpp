@@ -43,18 +43,25 @@ void Observer::allocate(const at::Tensor& x) {
 void Observer::merge(const Observer& other) {
   TORCH_CHECK(std::string(name()) == other.name(), name(), "::merge: other must be of the same class, got ",
               other.name());
+  TORCH_CHECK(options_.axis == other.options_.axis, name(), "::merge: other must have the same axis");
   if (other.state_.empty()) return;
   at::NoGradGuard no_grad;
   if (state_.empty()) {
     load_state(other.state_);
     return;
   }
+  for (const auto& [key, value] : state_) {
+    TORCH_CHECK(value.sizes() == other.state_.at(key).sizes(), name(), "::merge: '", key, "' of other must have shape ",
+                value.sizes(), ", got ", other.state_.at(key).sizes());
+  }
   merge_state(other);
   tensor("nonfinite_count").add_(other.tensor("nonfinite_count").to(tensor("nonfinite_count").device()));
 }
 
 QParams Observer::calculate_qparams() const {
-  TORCH_CHECK(!state_.empty(), name(), "::calculate_qparams: nothing was observed (empty calibration)");
+  TORCH_CHECK(observed(), name(), "::calculate_qparams: ",
+              state_.empty() || !options_.axis ? "nothing was observed (empty calibration)"
+                                               : "a channel saw no finite value (empty calibration)");
   at::NoGradGuard no_grad;
   return qparams();
 }

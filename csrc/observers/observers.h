@@ -35,7 +35,7 @@ class TQ_API Observer {
   // Takes in what `other`, of the same class, options and shapes, saw.
   void merge(const Observer& other);
 
-  // Raises c10::Error if nothing was observed.
+  // Raises c10::Error unless observed().
   std::tuple<at::Tensor, at::Tensor> calculate_qparams() const;
 
   // Whether every channel saw a finite value.

@@ -11,11 +11,15 @@
 #include <tuple>
 #include <utility>
 
+#include "ops/cuda_library.h"
+
 namespace torchquant::ops {
 
-// Handle of op `name`, whose C++ signature is that of its entry point. Look it up once, into a static.
+// Handle of op `name`, whose C++ signature is that of its entry point. Look it up once, into a static. C++ programs come
+// here before they run an op on a GPU.
 template <typename Signature>
 c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  load_cuda_library();
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 

@@ -139,11 +139,14 @@ void check_shape(const char* op, const char* name, const at::Tensor& x, c10::Sym
   TORCH_CHECK(x.sym_sizes() == expected, op, ": ", name, " must have shape ", expected, ", got ", x.sym_sizes());
 }
 
-void check_depth(const char* op, const c10::SymInt& depth) {
-  constexpr int64_t kLargestTerm = 255 * 127;
-  constexpr int64_t kLargestDepth = std::numeric_limits<int32_t>::max() / kLargestTerm;
-  TORCH_CHECK(depth <= kLargestDepth, op, ": the reduction depth K must be at most ", kLargestDepth,
-              ", because K * 255 * 127 must stay below 2^31, got ", depth);
+int64_t largest_depth(int64_t weight_quant_min) {
+  return std::numeric_limits<int32_t>::max() / (255 * std::max<int64_t>(127, -weight_quant_min));
+}
+
+void check_depth(const char* op, const c10::SymInt& depth, int64_t weight_quant_min) {
+  TORCH_CHECK(depth <= largest_depth(weight_quant_min), op, ": the reduction depth K must be at most ",
+              largest_depth(weight_quant_min), ", because K * 255 * ", std::max<int64_t>(127, -weight_quant_min),
+              " must stay below 2^31, got ", depth);
 }
 
 void check_weight_bits(const char* op, const at::Tensor& weight, int64_t bits, int64_t quant_min) {

@@ -64,8 +64,9 @@ void check_values(const char* op, const char* name, const at::Tensor& values, bo
 // An fp32 vector with one element per output channel.
 void check_per_channel(const char* op, const char* name, const at::Tensor& values, const c10::SymInt& channels);
 void check_shape(const char* op, const char* name, const at::Tensor& x, c10::SymIntArrayRef expected);
-// Refuses a reduction depth whose accumulator could leave int32: depth * 255 * 127 >= 2^31.
-void check_depth(const char* op, const c10::SymInt& depth);
+// The most products that an int32 sum holds: depth * 255 * 127 stays below 2^31, with 128 where weights may be -128.
+int64_t largest_depth(int64_t weight_quant_min);
+void check_depth(const char* op, const c10::SymInt& depth, int64_t weight_quant_min);
 // weight_bits and weight_quant_min, and the weight's dtype, which follows from them.
 void check_weight_bits(const char* op, const at::Tensor& weight, int64_t bits, int64_t quant_min);
 // Columns of a row of `codes` codes as stored: codes for 8 bits, ceil(codes / 2) for 4.

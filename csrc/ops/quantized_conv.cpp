@@ -123,7 +123,7 @@ at::Tensor quantized_conv(const at::Tensor& x, const at::Tensor& weight, const a
   check_per_channel(kOp, "multiplier", multiplier, out_channels);
   check_per_channel(kOp, "bias", bias, out_channels);
   check_weight(weight, x.sym_size(1), out_channels, p, weight_bits, weight_quant_min);
-  check_depth(kOp, x.sym_size(1) / groups * kernel_elements(p));
+  check_depth(kOp, x.sym_size(1) / groups * kernel_elements(p), weight_quant_min);
   for (const auto& [name, tensor] : {std::pair{"weight", &weight}, {"multiplier", &multiplier}, {"bias", &bias}}) {
     check_same_device(kOp, name, *tensor, x);
   }

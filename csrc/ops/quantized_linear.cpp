@@ -19,7 +19,7 @@ at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const
   check_codes(kOp, "x", x);
   check_zero_point(kOp, "x_zero_point", x_zero_point, x.scalar_type());
   const auto sizes = check_linear(kOp, x, weight, weight_bits, weight_quant_min);
-  check_depth(kOp, x.sym_size(-1));
+  check_depth(kOp, x.sym_size(-1), weight_quant_min);
   check_per_channel(kOp, "multiplier", multiplier, sizes.back());
   check_per_channel(kOp, "bias", bias, sizes.back());
   check_same_device(kOp, "multiplier", multiplier, x);

@@ -33,7 +33,7 @@ at::Tensor quantized_linear_dynamic(const at::Tensor& x, const at::Tensor& weigh
                                     at::ArrayRef<double> activation_args) {
   check_float(kOp, "x", x);
   const auto sizes = check_linear(kOp, x, weight, weight_bits, weight_quant_min);
-  check_depth(kOp, x.sym_size(-1));
+  check_depth(kOp, x.sym_size(-1), weight_quant_min);
   check_per_channel(kOp, "weight_scale", weight_scale, sizes.back());
   check_same_device(kOp, "weight_scale", weight_scale, x);
   if (bias.has_value()) {

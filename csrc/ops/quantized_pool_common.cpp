@@ -17,9 +17,9 @@ void check_list(const char* op, const char* name, at::IntArrayRef values, size_t
 // Windows as PyTorch counts them: ceil_mode keeps a partial last window, but none that starts in the padding.
 c10::SymInt pool_output_size(const c10::SymInt& in, const PoolParams& p, size_t i) {
   const int64_t reach = p.dilation[i] * (p.kernel_size[i] - 1) + 1;
-  const c10::SymInt room = in + 2 * p.padding[i] - reach;
+  const c10::SymInt room = in + 2 * p.padding[i] - reach + (p.ceil_mode ? p.stride[i] - 1 : 0);
   if (room < 0) return 0;
-  c10::SymInt out = (room + (p.ceil_mode ? p.stride[i] - 1 : 0)) / p.stride[i] + 1;
+  c10::SymInt out = room / p.stride[i] + 1;
   if (p.ceil_mode && (out - 1) * p.stride[i] >= in + p.padding[i]) out = out - 1;
   return out;
 }

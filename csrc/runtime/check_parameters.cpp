@@ -6,6 +6,7 @@
 
 #include "ATen/core/Tensor.h"
 #include "c10/util/Exception.h"
+#include "numerics/affine.h"
 #include "torch/csrc/jit/ir/constants.h"
 #include "torch/csrc/jit/ir/ir.h"
 
@@ -28,9 +29,12 @@ std::optional<IValue> stored_value(const torch::jit::Value* value, const torch::
 
 bool is_scale(const std::string& argument) { return argument == "scale" || argument.ends_with("_scale"); }
 
+// As the kernels read it, in fp32.
 void check_number(const std::string& op, const std::string& argument, double value) {
-  TORCH_CHECK(std::isfinite(value) && (!is_scale(argument) || value > 0), op, ": argument '", argument, "' must be ",
-              is_scale(argument) ? "finite and positive" : "finite", "; the file holds ", value);
+  const auto number = static_cast<float>(value);
+  TORCH_CHECK(is_scale(argument) ? numerics::valid_scale(number) : std::isfinite(number), op, ": argument '", argument,
+              "' must be ", is_scale(argument) ? "finite and positive, with a finite reciprocal" : "finite",
+              "; the file holds ", value);
 }
 
 void check_tensor(const std::string& op, const std::string& argument, const at::Tensor& tensor) {

@@ -226,7 +226,9 @@ TEST_F(ArchiveFile, RefusesBadStoredParameters) {
   save_module(make_module(kInfinity));
   EXPECT_THAT(load_error(), AllOf(HasSubstr("torchquant::archive_test_op"), HasSubstr("argument 'scale'"), HasSubstr("inf")));
   save_module(make_module(-0.5f));
-  EXPECT_THAT(load_error(), HasSubstr("argument 'scale' must be finite and positive; the file holds -0.5"));
+  EXPECT_THAT(load_error(), HasSubstr("argument 'scale' must be finite and positive, with a finite reciprocal; the file holds -0.5"));
+  save_module(make_module(1e-39f));  // its reciprocal is infinite
+  EXPECT_THAT(load_error(), HasSubstr("argument 'scale' must be finite and positive, with a finite reciprocal"));
   save_module(make_module(0.5f, "float('nan')"));
   EXPECT_THAT(load_error(), HasSubstr("argument 'output_scale' must be finite and positive"));
 }

@@ -39,8 +39,10 @@ const std::string kInput = std::string(kWeight) + kCodes + kFloats;
 const std::string kOutput = "return torchquant.quantize(y, self.ys, self.yz, dtype=0, quant_min=0, quant_max=255)";
 const std::string kCodesText = "%1 = torchquant::quantize(x, self.s, self.z, None, None, 0, 0, 255)\n";
 
-std::string lowered(const std::string& body, void (*pass)(Conversion&), at::IntArrayRef weight_shape = {2, 4}) {
-  return after(make_module(buffers(weight_shape), "x", body), pass);
+// `rank` of x, where a test needs it known.
+std::string lowered(const std::string& body, void (*pass)(Conversion&), at::IntArrayRef weight_shape = {2, 4},
+                    std::optional<int64_t> rank = std::nullopt) {
+  return after(make_module(buffers(weight_shape), "x", body), pass, {std::nullopt, rank});
 }
 
 // residual multiplier and zero point, activation, its arguments, scale, zero point, range and dtype of the output
@@ -66,8 +68,8 @@ TEST(LowerLinear, TakesInAQuantizedResidualOnEitherSide) {
       kCodesText +
       "%2 = torchquant::quantized_linear(%1, self.w_weight_int8, self.w_multiplier, self.w_bias, %1, 3, 8, -127, "
       "0.25, 3, relu, [0., inf], 2, 10, 0, 255, 0)\nreturn %2\n";
-  EXPECT_EQ(lowered(kInput + "y = torch.relu(torch.linear(d, w) + d)\n" + kOutput, lower_linear), expected);
-  EXPECT_EQ(lowered(kInput + "y = torch.relu(d + torch.linear(d, w))\n" + kOutput, lower_linear), expected);
+  EXPECT_EQ(lowered(kInput + "y = torch.relu(torch.linear(d, w) + d)\n" + kOutput, lower_linear, {2, 2}, 3), expected);
+  EXPECT_EQ(lowered(kInput + "y = torch.relu(d + torch.linear(d, w))\n" + kOutput, lower_linear, {2, 2}, 3), expected);
 }
 
 TEST(LowerLinear, LeavesOtherAddsToFloat) {
@@ -76,6 +78,11 @@ TEST(LowerLinear, LeavesOtherAddsToFloat) {
   const std::string scaled =
       lowered(kInput + "y = torch.add(torch.linear(d, w), d, alpha=2)\n" + kOutput, lower_linear);
   EXPECT_THAT(scaled, HasSubstr("aten::add("));
+  // The layer has two columns and x may have one, in any number of rows.
+  const std::string other_shape = lowered(kInput + "y = torch.linear(d, w) + d\n" + kOutput, lower_linear, {2, 1}, 2);
+  EXPECT_THAT(other_shape, HasSubstr("aten::add("));
+  const std::string unknown_shape = lowered(kInput + "y = torch.linear(d, w) + d\n" + kOutput, lower_linear, {2, 2});
+  EXPECT_THAT(unknown_shape, HasSubstr("aten::add("));
   const std::string twice = lowered(kInput + "c = torch.linear(d, w)\ny = c + c\n" + kOutput, lower_linear);
   EXPECT_THAT(twice, HasSubstr("aten::add(%2, %2, 1)"));
 }

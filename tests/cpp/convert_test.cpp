@@ -1,6 +1,5 @@
 // convert() as a whole: what it computes, what its module and receipt hold, and each of its errors.
 #include "convert/convert.h"
-#include "kernels/isa.h"
 
 #include <ATen/TensorOperators.h>
 #include <gmock/gmock.h>
@@ -11,6 +10,7 @@
 #include <filesystem>
 
 #include "ATen/Functions.h"
+#include "kernels/isa.h"
 #include "support/graph_text.h"
 
 namespace torchquant {
@@ -38,7 +38,12 @@ constexpr const char* kDefinitions =
     "w = torchquant.fake_quantize(self.w, self.ws, self.wz, axis=0, quant_min=-127, quant_max=127)\n"
     "k = torchquant.fake_quantize(self.k, self.ws, self.wz, axis=0, quant_min=-127, quant_max=127)\n";
 
-torch::jit::Module prepared(const std::string& body) { return make_module(buffers(), "x", kDefinitions + body); }
+// x is a matrix, as tracing tells.
+torch::jit::Module prepared(const std::string& body) {
+  auto module = make_module(buffers(), "x", kDefinitions + body);
+  module.get_method("forward").graph()->inputs()[1]->setType(c10::TensorType::get()->withDim(2));
+  return module;
+}
 
 std::vector<std::string> layers(const Receipt& receipt) {
   std::vector<std::string> names;
@@ -137,6 +142,31 @@ TEST(Convert, RefusesASumThatCouldOverflow) {
               ThrowsMessage<c10::Error>(HasSubstr("sums 66312 products, and an int32 sum holds at most 66311")));
 }
 
+// A weight code may be -128 where the range of the codes says so.
+TEST(Convert, RefusesASumThatTheLowestCodeCouldOverflow) {
+  Buffers deep{{"w", at::full({1, 66311}, -128.0f)},
+               {"ws", at::ones({1})},
+               {"wz", at::zeros({1})},
+               {"s", at::ones({1})},
+               {"z", at::zeros({1})}};
+  const auto module = make_module(deep, "x",
+                                  "x = torchquant.fake_quantize(x, self.s, self.z, quant_min=0, quant_max=255)\n"
+                                  "return torch.linear(x, torchquant.fake_quantize(self.w, self.ws, self.wz, axis=0, "
+                                  "quant_min=-128, quant_max=127))");
+  EXPECT_THAT([&] { convert(module); },
+              ThrowsMessage<c10::Error>(HasSubstr("sums 66311 products, and an int32 sum holds at most 65793")));
+}
+
+// The nodes of the graph must not point to functions that conversion freed: reporting the error would read them.
+TEST(Convert, AnErrorOfAnOpIsReported) {
+  auto converted = convert(prepared("return torch.linear(torch.relu(torch.linear(x, w)), w)")).module;
+  EXPECT_THAT(
+      [&] {
+        converted.forward({at::ones({2, 3})});
+      },
+      ThrowsMessage<std::exception>(HasSubstr("quantized_linear")));
+}
+
 TEST(Convert, RefusesAModuleWithoutFakeQuants) {
   const auto module = make_module({}, "x", "return torch.relu(x)");
   EXPECT_THAT([&] { convert(module); },
@@ -156,9 +186,10 @@ TEST(Convert, RefusesABadWeightScale) {
   auto broken = buffers();
   broken[1].second = at::tensor({1.0f, std::numeric_limits<float>::quiet_NaN(), 1.0f, 1.0f});
   const auto module = make_module(broken, "x", std::string(kDefinitions) + "return torch.linear(x, w)");
-  EXPECT_THAT([&] { convert(module); },
-              ThrowsMessage<c10::Error>(
-                  HasSubstr("the scale of the weight of 'w' must be finite and > 0, got nan at index 1")));
+  EXPECT_THAT(
+      [&] { convert(module); },
+      ThrowsMessage<c10::Error>(HasSubstr(
+          "the scale of the weight of 'w' must be finite and > 0, with a finite reciprocal, got nan at index 1")));
 }
 
 TEST(Convert, DumpsTheGraphAfterEveryPass) {

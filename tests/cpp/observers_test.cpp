@@ -99,6 +99,24 @@ TEST_P(EveryObserver, EmptyCalibrationIsAnError) {
   EXPECT_FALSE(observer->observed());
   observer->observe(at::tensor({kNaN}));
   EXPECT_FALSE(observer->observed());
+  EXPECT_THAT(error_of([&] { observer->calculate_qparams(); }), HasSubstr("nothing was observed (empty calibration)"));
+}
+
+TEST_P(EveryObserver, AChannelThatSawNothingIsAnError) {
+  const auto observer = make(0);
+  observer->observe(at::tensor({1.0f, kNaN}).view({2, 1}));
+  EXPECT_THAT(error_of([&] { observer->calculate_qparams(); }), HasSubstr("a channel saw no finite value"));
+}
+
+TEST_P(EveryObserver, MergesItsOwnShapeOnly) {
+  const auto channels = make(0), tensor = make(), others = make(0);
+  channels->observe(at::randn({3, 4}));
+  tensor->observe(at::randn({3, 4}));
+  others->observe(at::randn({5, 4}));
+  EXPECT_THAT(error_of([&] { tensor->merge(*channels); }), HasSubstr("other must have the same axis"));
+  EXPECT_THAT(error_of([&] { channels->merge(*tensor); }), HasSubstr("other must have the same axis"));
+  EXPECT_THAT(error_of([&] { channels->merge(*others); }), HasSubstr("of other must have shape [3"));
+  EXPECT_EQ(channels->state().at("min_val").numel(), 3);
 }
 
 TEST_P(EveryObserver, StateMovesToAnotherObserver) {

@@ -34,6 +34,9 @@ def case(tmp_path_factory):
     quantized = tq.convert(prepared, x)
     quantized.save(folder / "model.pt")
     torch.save(x, folder / "x.pt")
+    torch.save(x[:0], folder / "no_rows.pt")
+    torch.save((), folder / "no_tensors.pt")
+    torch.save((x, x[:3]), folder / "uneven.pt")
     return folder, x, quantized
 
 
@@ -72,7 +75,12 @@ def test_convert_gives_the_same_file_as_python(programs, case):
     ("arguments", "message"),
     [
         (("run_quantized", "model.pt"), "expected MODEL and INPUTS"),
-        (("run_quantized", "model.pt", "x.pt", "--runs", "none"), "--runs needs a positive number; got 'none'"),
+        (("run_quantized", "model.pt", "x.pt", "--runs", "none"), "--runs needs a positive number up to 9223372036854775807; got 'none'"),
+        (("run_quantized", "model.pt", "x.pt", "--runs", "00"), "--runs needs a positive number up to 9223372036854775807; got '00'"),
+        (("run_quantized", "model.pt", "x.pt", "--threads", "4294967297"), "--threads needs a positive number up to 2147483647; got '4294967297'"),
+        (("run_quantized", "model.pt", "no_rows.pt"), "'no_rows.pt' holds a tensor without rows"),
+        (("run_quantized", "model.pt", "no_tensors.pt"), "'no_tensors.pt' holds an empty tuple"),
+        (("run_quantized", "model.pt", "uneven.pt"), "'uneven.pt' holds tensors with different numbers of rows"),
         (("run_quantized", "x.pt", "x.pt"), "is not a TorchQuant file"),
         (("run_quantized", "model.pt", "absent.pt"), "No such file or directory"),
         (("convert", "prepared.pt"), "expected PREPARED and OUTPUT"),

@@ -6,10 +6,12 @@ import os
 
 import pytest
 import torch
+from support.handwritten import Linear, activation
 from support.op_samples import SAMPLES
 from torch.utils import _pytree as pytree
 
 import torchquant
+from torchquant.convert import convert_script
 
 # Sums of fp32 gradients are added in another order on a GPU: the named exception to bit-equality.
 SUMMED = {"fake_quantize_learnable_backward"}
@@ -66,3 +68,23 @@ def test_odd_sizes_and_special_values(dtype, size):
     expected = torchquant.fake_quantize(x, scale, zero_point, quant_min=0, quant_max=255)
     actual = torchquant.fake_quantize(x.cuda(), scale.cuda(), zero_point.cuda(), quant_min=0, quant_max=255)
     torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@needs_gpu
+def test_observers_store_no_negative_zero():
+    for x in (torch.full((3,), -0.0), torch.full((3,), -0.0).cuda()):
+        state = (torch.full((1,), torch.inf), torch.full((1,), -torch.inf), torch.zeros(1, dtype=torch.int64))
+        min_val, max_val, nonfinite_count = (tensor.to(x.device) for tensor in state)
+        torch.ops.torchquant.observe_min_max(x, min_val, max_val, nonfinite_count)
+        assert not min_val.signbit().item() and not max_val.signbit().item()
+
+
+@needs_gpu
+def test_a_module_on_the_gpu_converts_as_its_copy_on_the_cpu():
+    model = torch.nn.Sequential(activation(), Linear(8, 6, quant_min=-7, quant_max=7)).eval()
+    x = torch.randn(2, 8)
+    script = torch.jit.trace(model, x)
+    expected = convert_script(script)
+    actual = convert_script(script.to("cuda"))
+    assert torch.equal(actual(x), expected(x))
+    assert next(script.parameters()).is_cuda

@@ -479,6 +479,8 @@ POOLS = {
     "2d": ((2, 5, 9, 7), [3, 2], [2, 2], [1, 1], False),
     "2d_ceil": ((1, 4, 8, 9), [3, 3], [2, 2], [1, 1], True),
     "2d_ceil_past_padding": ((1, 2, 6, 6), [2, 2], [3, 3], [1, 1], True),
+    "1d_ceil_window_exceeds_input": ((2, 3, 2), [3], [2], [0], True),
+    "2d_ceil_window_exceeds_input": ((1, 2, 2, 2), [3, 3], [2, 2], [0, 0], True),
     "window_is_input": ((2, 3, 4, 6), [4, 6], [1, 1], [0, 0], False),
 }
 

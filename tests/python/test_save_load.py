@@ -91,6 +91,30 @@ def test_a_flipped_weight_bit_is_found_before_anything_runs(path):
         load(path)
 
 
+def rewrite(path, change):
+    """The file with every record changed, and the digests that fit: what another version of torchquant could have written."""
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: change(name, archive.read(name)) for name in archive.namelist()}
+    (manifest_name,) = [name for name in contents if name.endswith("/extra/torchquant.json")]
+    manifest = json.loads(contents[manifest_name])
+    manifest["records"] = {name: hashlib.sha256(contents[f"{manifest_name.split('/')[0]}/{name}"]).hexdigest() for name in manifest["records"]}
+    del manifest["sha256"]
+    manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    contents[manifest_name] = json.dumps(manifest).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+
+
+def test_an_op_of_a_newer_version_is_refused_in_one_sentence(path):
+    make_model().save(path)
+    rewrite(path, lambda name, content: content.replace(b"torch.linear", b"torch.linear_of_tomorrow"))
+    with pytest.raises(RuntimeError, match="cannot load .* with torch .*linear_of_tomorrow") as error:
+        load(path)
+    assert str(path) in str(error.value) and "written by torchquant" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_a_save_that_fails_leaves_the_old_file(path):
     model, x = make_model(), torch.randn(4, 3)
     model.save(path)

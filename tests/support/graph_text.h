@@ -94,8 +94,9 @@ class GraphText {
 };
 
 // The graph after `pass`, and its dead code removed as convert() does.
-inline std::string after(const torch::jit::Module& module, void (*pass)(conversion::Conversion&)) {
-  conversion::Conversion conversion(module.clone());
+inline std::string after(const torch::jit::Module& module, void (*pass)(conversion::Conversion&),
+                         conversion::InputRanks input_ranks = {}) {
+  conversion::Conversion conversion(module.clone(), std::move(input_ranks));
   auto graph = conversion.shared_graph();
   torch::jit::ConstantPropagation(graph);  // lists become constants, as freezing makes them
   torch::jit::EliminateDeadCode(conversion.shared_graph());

@@ -24,7 +24,14 @@ std::string reason_for(const Conversion& conversion, const Node* reader) {
   if (reader->input(0)->node()->kind() == kind::fake_quantize) {
     return "its input is quantized with parameters of the run, and there is no dynamic kernel for " + kind;
   }
-  return "its input carries no fake-quant, and there is no weight-only kernel for " + kind;
+  const std::string weight_only = ", and there is no weight-only kernel for " + kind;
+  const Node* producer = reader->input(0)->node();
+  const bool is_op = producer->kind().is_aten() && !producer->inputs().empty();
+  if (is_op && producer->input(0)->node()->kind() == kind::dequantize) {
+    return std::string("between it and the fake-quant of its input stands ") + producer->kind().toQualString() +
+           weight_only;
+  }
+  return "its input carries no fake-quant" + weight_only;
 }
 
 void collect_weight(Conversion& conversion, Node* fake_quant) {

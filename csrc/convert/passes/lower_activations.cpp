@@ -2,11 +2,13 @@
 #include <cmath>
 
 #include "ATen/core/grad_mode.h"
+#include "ATen/ops/full.h"
 #include "convert/graph.h"
 #include "convert/passes.h"
 #include "convert/weight.h"
+#include "convert/written.h"
+#include "numerics/affine.h"
 #include "ops/ops.h"
-#include "torch/csrc/jit/ir/alias_analysis.h"
 
 namespace torchquant::conversion {
 namespace {
@@ -36,6 +38,7 @@ bool is_weight(const Conversion& conversion, const Node* node) {
 struct FakeQuant {
   std::string path;
   QuantParams params;
+  float stored_zero_point;
 };
 
 // nullopt for a fake-quant that the integer kernels have no form for: parameters of the run, or several of them.
@@ -47,13 +50,18 @@ std::optional<FakeQuant> read(const Conversion& conversion, const Node* node) {
   const auto high = conversion.resolve(argument(node, "quant_max"));
   if (!scale || !zero_point || !axis || !low || !high) return std::nullopt;
   if (!axis->isNone() || scale->toTensor().numel() != 1) return std::nullopt;
-  FakeQuant result{quantize_path(node), {}};
-  result.params.scale = scale->toTensor().item<float>();
-  TORCH_CHECK(std::isfinite(result.params.scale) && result.params.scale > 0.0f, "convert: the scale of fake-quant '",
-              result.path, "' must be finite and > 0, got ", result.params.scale);
-  result.params.quant_min = low->toInt();
-  result.params.quant_max = high->toInt();
-  result.params.dtype = result.params.quant_min < 0 ? at::kChar : at::kByte;
+  FakeQuant result{quantize_path(node), {}, zero_point->toTensor().item<float>()};
+  QuantParams& params = result.params;
+  params.scale = scale->toTensor().item<float>();
+  TORCH_CHECK(numerics::valid_scale(params.scale), "convert: the scale of fake-quant '", result.path,
+              "' must be finite and > 0, with a finite reciprocal, got ", params.scale);
+  TORCH_CHECK(std::isfinite(result.stored_zero_point), "convert: the zero point of fake-quant '", result.path,
+              "' must be finite, got ", result.stored_zero_point);
+  params.quant_min = low->toInt();
+  params.quant_max = high->toInt();
+  params.dtype = params.quant_min < 0 ? at::kChar : at::kByte;
+  const numerics::QRange range{static_cast<float>(params.quant_min), static_cast<float>(params.quant_max)};
+  params.zero_point = static_cast<int64_t>(numerics::effective_zero_point(result.stored_zero_point, range));
   return result;
 }
 
@@ -71,13 +79,10 @@ Value* existing_codes(const Conversion& conversion, const Node* node, const Quan
   for (const auto& use : node->input(0)->uses()) {
     if (use.user->kind() != kind::quantize || use.offset != 0) continue;
     if (use.user->owningBlock() != node->owningBlock() || !use.user->isBefore(node)) continue;
-    const QuantParams other = quantize_params(conversion, use.user);
-    const auto zero_point = conversion.resolve(node->input(2))->toTensor().item<double>();
-    const auto other_zero_point = conversion.resolve(use.user->input(2))->toTensor().item<double>();
-    if (other.scale == params.scale && zero_point == other_zero_point && other.quant_min == params.quant_min &&
-        other.quant_max == params.quant_max) {
-      return use.user->output();
-    }
+    const auto other = quantize_params(conversion, use.user);
+    const bool same = other && other->same_codes(params) && other->quant_min == params.quant_min &&
+                      other->quant_max == params.quant_max;
+    if (same) return use.user->output();
   }
   return nullptr;
 }
@@ -91,37 +96,48 @@ void ask_codes_for_sizes(Value* x, Value* codes) {
   }
 }
 
-void lower(Conversion& conversion, Node* node, const FakeQuant& fake_quant) {
-  const bool stored = conversion.resolve(node->input(0)).has_value();
-  Value* codes =
-      stored ? stored_codes(conversion, node, fake_quant) : existing_codes(conversion, node, fake_quant.params);
+// The code that stands for 0, as quantize and dequantize read it: dequantize, which knows no range of codes, would
+// clamp a stored value elsewhere than fake_quantize.
+Value* zero_point_of(Conversion& conversion, Node* node, const FakeQuant& fake_quant) {
+  const auto code = static_cast<float>(fake_quant.params.zero_point);
+  if (code == fake_quant.stored_zero_point) return node->input(2);
+  return conversion.buffer(fake_quant.path + ".zero_point", at::full({1}, code));
+}
+
+void lower(Conversion& conversion, Node* node, const FakeQuant& fake_quant, bool input_is_written) {
+  Value* zero_point = zero_point_of(conversion, node, fake_quant);
+  Value* codes = nullptr;
+  if (conversion.resolve(node->input(0))) {
+    codes = stored_codes(conversion, node, fake_quant);
+  } else if (!input_is_written) {
+    codes = existing_codes(conversion, node, fake_quant.params);
+  }
   if (!codes) {
-    codes = insert_quantize(node, node->input(0), node->input(1), node->input(2), fake_quant.params);
+    codes = insert_quantize(node, node->input(0), node->input(1), zero_point, fake_quant.params);
     ask_codes_for_sizes(node->input(0), codes);
   }
-  node->output()->replaceAllUsesWith(insert_dequantize(node, codes, node->input(1), node->input(2)));
+  node->output()->replaceAllUsesWith(insert_dequantize(node, codes, node->input(1), zero_point));
   node->destroy();
 }
 
-void check_not_written(const torch::jit::AliasDb& aliases, const Node* node) {
-  TORCH_CHECK(!aliases.hasWriters(node->output()), "convert: the result of fake-quant '", quantize_path(node),
+void check_not_written(const Written& written, const Node* node) {
+  TORCH_CHECK(!written.count(node->output()), "convert: the result of fake-quant '", quantize_path(node),
               "' is changed in place by an op that cannot be rewritten; write the op out of place");
 }
 
 }  // namespace
 
 void lower_activations(Conversion& conversion) {
+  const Written written = written_values(conversion);
   std::vector<Node*> found;
-  {
-    const torch::jit::AliasDb aliases(conversion.shared_graph());
-    for (Node* node : all_nodes(conversion.graph())) {
-      if (node->kind() != kind::fake_quantize) continue;
-      check_not_written(aliases, node);
-      if (!is_weight(conversion, node)) found.push_back(node);
-    }
+  for (Node* node : all_nodes(conversion.graph())) {
+    if (node->kind() != kind::fake_quantize) continue;
+    check_not_written(written, node);
+    if (!is_weight(conversion, node)) found.push_back(node);
   }
   for (Node* node : found) {
-    if (const auto fake_quant = read(conversion, node)) lower(conversion, node, *fake_quant);
+    const bool input_is_written = written.count(node->input(0)) != 0;
+    if (const auto fake_quant = read(conversion, node)) lower(conversion, node, *fake_quant, input_is_written);
   }
 }
 

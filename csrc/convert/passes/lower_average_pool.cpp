@@ -26,8 +26,10 @@ void lower(Conversion& conversion, Node* node, const Quantized& x) {
   Epilogue epilogue;
   epilogue.nodes.push_back(node);
   Node* user = sole_user(node->output());
-  if (user && user->kind() == kind::quantize) {
-    epilogue.output = quantize_params(conversion, user);
+  const auto output =
+      user && user->kind() == kind::quantize ? quantize_params(conversion, user) : std::optional<QuantParams>();
+  if (output) {
+    epilogue.output = *output;
     epilogue.output_path = quantize_path(user);
     epilogue.nodes.push_back(user);
   }

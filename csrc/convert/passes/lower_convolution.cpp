@@ -10,7 +10,7 @@ std::vector<int64_t> ints(const Conversion& conversion, const Node* node, const 
   return conversion.resolve(argument(node, name))->toIntVector();
 }
 
-void lower(Conversion& conversion, Node* node) {
+void lower(Conversion& conversion, const Shapes& shapes, Node* node) {
   const auto groups = conversion.resolve(argument(node, "groups"));
   if (!groups) throw CannotLower("its groups are computed at run time");
   const bool transposed = conversion.resolve(argument(node, "transposed"))->toBool();
@@ -18,8 +18,8 @@ void lower(Conversion& conversion, Node* node) {
   const std::vector<int64_t> kernel(shape.begin() + 2, shape.end());
   if (kernel.empty() || kernel.size() > 2) throw CannotLower("the integer kernel convolves over 1 or 2 dimensions");
   const int64_t channels = transposed ? shape[0] / groups->toInt() : shape[1];
-  const StaticLayer layer =
-      read_static_layer(conversion, node, {transposed, groups->toInt()}, channels * c10::multiply_integers(kernel));
+  const StaticLayer layer = read_static_layer(conversion, shapes, node, {transposed, groups->toInt()},
+                                              channels * c10::multiply_integers(kernel));
   emit_static_layer(conversion, layer, "quantized_conv", layer_kind(conversion, node),
                     {{"kernel_size", kernel},
                      {"stride", ints(conversion, node, "stride")},
@@ -33,8 +33,9 @@ void lower(Conversion& conversion, Node* node) {
 }  // namespace
 
 void lower_convolution(Conversion& conversion) {
+  const Shapes shapes(conversion);
   for_each_layer(conversion, {"convolution"}, [&](Node* node) {
-    if (quantized(conversion, node->input(0))) lower(conversion, node);
+    if (quantized(conversion, node->input(0))) lower(conversion, shapes, node);
   });
 }
 

@@ -27,7 +27,7 @@ bool is_int(const Conversion& conversion, const Value* value, int64_t expected) 
 
 bool is_last_dimension(const Conversion& conversion, const Value* axis, const Value* x) {
   if (is_int(conversion, axis, -1)) return true;
-  const auto rank = rank_of(conversion, x);
+  const auto rank = Shapes(conversion).rank(x);
   return rank && is_int(conversion, axis, *rank - 1);
 }
 
@@ -64,7 +64,7 @@ void lower(Conversion& conversion, Node* node, const DynamicInput& input) {
   const IntegerWeight weight = integer_weight(conversion, node->input(1));
   const at::Tensor bias = stored_bias(conversion, node->input(2));
   require_symmetric_per_channel(weight);
-  require_int32_sum(weight.codes.size(1));
+  require_int32_sum(weight, weight.codes.size(1));
   require_symmetric_rows(conversion, input, weight.codes.size(1));
   const Epilogue epilogue = match_epilogue(conversion, node, {.quantize = false});
 

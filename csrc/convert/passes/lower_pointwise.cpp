@@ -84,11 +84,12 @@ void replace_by_table(Conversion& conversion, Node* quantize, const Function& fu
 void lower(Conversion& conversion, Node* quantize) {
   Function function;
   if (!read_function(conversion, quantize->input(0), function) || !function.source) return;
-  const QuantParams y = quantize_params(conversion, quantize);
-  if (function.ops.empty() && holds_codes_of(y, function.source->params)) {
+  const auto y = quantize_params(conversion, quantize);
+  if (!y) return;
+  if (function.ops.empty() && holds_codes_of(*y, function.source->params)) {
     quantize->output()->replaceAllUsesWith(function.source->codes);
   } else {
-    replace_by_table(conversion, quantize, function, y);
+    replace_by_table(conversion, quantize, function, *y);
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include "convert/graph.h"
 #include "convert/passes.h"
+#include "convert/shapes.h"
 
 namespace torchquant::conversion {
 namespace {
@@ -30,7 +31,7 @@ void normalize_mean(Conversion& conversion) {
   for (Node* node : all_nodes(conversion.graph())) {
     if (!is_aten(node, {"mean"}) || !argument(node, "keepdim") || !is_fake_quantized(conversion, node->input(0)))
       continue;
-    const auto rank = rank_of(conversion, node->input(0));
+    const auto rank = Shapes(conversion).rank(node->input(0));
     const auto keep = conversion.resolve(argument(node, "keepdim"));
     const auto dtype = conversion.resolve(argument(node, "dtype"));
     if (!rank || !keep || !dtype || !dtype->isNone() || !averages_space(conversion, node, *rank)) continue;

@@ -1,7 +1,12 @@
 // dequantize before an op that moves, pads, concatenates or max-pools values -> the op before dequantize, on codes.
+#include <algorithm>
+
 #include "convert/graph.h"
+#include "convert/layers.h"
 #include "convert/on_codes.h"
 #include "convert/passes.h"
+#include "convert/weight.h"
+#include "convert/written.h"
 
 namespace torchquant::conversion {
 namespace {
@@ -37,7 +42,26 @@ void sink_into_concat(Conversion& conversion, Node* node) {
   if (!operands.empty()) dequantize_instead(node, node->output(), insert_concat(conversion, node, codes), operands[0]);
 }
 
-void sink(Conversion& conversion, Node* node) {
+bool feeds_a_layer(const Conversion& conversion, const Value* value) {
+  const auto is_layer = [&](const torch::jit::Use& use) {
+    Value* weight = use.offset == 0 ? layer_weight(use.user) : nullptr;
+    return weight && weight_fake_quant(conversion, weight);
+  };
+  return std::any_of(value->uses().begin(), value->uses().end(), is_layer);
+}
+
+// ATen pads no integers by reflection or replication. The floats are padded, and quantizing them again gives back their
+// codes, so that the layer behind still runs on integers.
+void quantize_again(Conversion& conversion, Node* pad, const Quantized& source) {
+  if (!feeds_a_layer(conversion, pad->output())) return;
+  const std::vector<torch::jit::Use> uses = pad->output()->uses();
+  Node* next = pad->next();
+  Value* codes = insert_quantize(next, pad->output(), source.scale, source.zero_point, source.params);
+  Value* floats = insert_dequantize(next, codes, source.scale, source.zero_point);
+  for (const auto& use : uses) use.user->replaceInput(use.offset, floats);
+}
+
+void sink(Conversion& conversion, const Written& written, Node* node) {
   if (node->inputs().empty()) return;
   if (is_concat(node)) return sink_into_concat(conversion, node);
   const auto source = quantized(conversion, node->input(0));
@@ -46,10 +70,12 @@ void sink(Conversion& conversion, Node* node) {
     node->replaceInput(0, source->codes);
     return;
   }
-  if (node->outputs().size() != 1 || !acts_on_codes(conversion, node)) return;
+  if (node->outputs().size() != 1 || written.count(node->output()) || !acts_on_codes(conversion, node)) return;
   if (node->output()->type()->kind() == c10::TypeKind::ListType) return sink_into_list(conversion, node, *source);
   if (Node* moved = insert_on_codes(conversion, node, source->codes, source->params)) {
     dequantize_instead(node, node->output(), moved->output(), *source);
+  } else if (pads_with_its_values(conversion, node)) {
+    quantize_again(conversion, node, *source);
   }
 }
 
@@ -57,7 +83,8 @@ void sink(Conversion& conversion, Node* node) {
 
 // In program order, so that what a node reads has sunk before. The old nodes are dead now, and removed after the pass.
 void sink_dequantize(Conversion& conversion) {
-  for (Node* node : all_nodes(conversion.graph())) sink(conversion, node);
+  const auto written = written_values(conversion);
+  for (Node* node : all_nodes(conversion.graph())) sink(conversion, written, node);
 }
 
 }  // namespace torchquant::conversion

@@ -88,7 +88,7 @@ struct Observe {
 
   __device__ QParams params(int64_t) const { return {}; }
   __device__ void visit(int64_t e, const QParams&, Observed& seen) const {
-    const float v = to_float(x[e]);
+    const float v = to_float(x[e]) + 0.0f;  // -0 becomes 0
     if (isfinite(v)) {
       seen.range = numerics::merge_ranges(seen.range, {v, v});
     } else {
