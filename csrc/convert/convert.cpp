@@ -135,7 +135,7 @@ ConvertResult convert(const Module& prepared, const ConvertOptions& options) {
   const at::NoGradGuard no_grad;
   Module copy = prepared.clone(/*inplace=*/true);  // shares the tensors, which nothing here writes
   copy.eval();
-  Conversion conversion(freeze_parameters(copy), input_ranks(prepared));
+  Conversion conversion(freeze_parameters(copy), input_ranks(prepared), conversion::read_float_layers(prepared));
   check_convertible(conversion);
 
   GraphDump dump;
