@@ -5,9 +5,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # older ones fail on pyproject.toml's license, in words that say nothing
+    raise SystemExit(f'TorchQuant needs setuptools 77 or newer, this is {setuptools.__version__}: pip install "setuptools>=77"')
 
 SOURCE_DIR = Path(__file__).resolve().parent
 sys.path.insert(0, str(SOURCE_DIR / "scripts"))

@@ -6,7 +6,7 @@ Trains a small residual CNN with a depthwise layer on scikit-learn's 1,797 scann
   * int8 activations with int4 weights by quantization-aware training,
 converts each to integers, saves it, and runs each saved file over the whole test set from Python and from the C++
 program `cpp_examples/run_quantized`. Prints one table and the receipts; exits non-zero unless the predictions of
-Python and C++ are the same for every image and no layer stayed float unasked.
+Python and C++ are the same for every image, no layer stayed float unasked and the accuracies are what they should be.
 
     make demo
 """
@@ -33,6 +33,9 @@ import torchquant as tq
 BATCH = 64
 FLOAT_EPOCHS = 30
 QAT_EPOCHS = 8
+# What the demo must reach to succeed: fractions of the test set.
+FLOAT_ACCURACY = 0.97
+ACCURACY_LOSS = {"int8 PTQ": 0.005, "int8 QAT": 0.005, "int4-weight QAT": 0.01}
 
 
 class Residual(nn.Module):
@@ -178,6 +181,12 @@ def problems_of(rows: list[dict], models: dict) -> list[str]:
         floats = [row["layer"] for row in model.receipt.rows if row["kind"] in COMPUTE and row["precision"] == "float"]
         if floats:
             problems.append(f"{name}: layers stayed float: {', '.join(floats)}")
+    accuracy = {row["model"]: row["accuracy"] for row in rows}
+    if accuracy["float"] < FLOAT_ACCURACY:
+        problems.append(f"float: the accuracy of {accuracy['float']:.2%} is below {FLOAT_ACCURACY:.0%}")
+    for name, allowed in ACCURACY_LOSS.items():
+        if accuracy["float"] - accuracy[name] > allowed:
+            problems.append(f"{name}: the accuracy of {accuracy[name]:.2%} is more than {100 * allowed:g} points below the float model's")
     return problems
 
 
@@ -210,7 +219,7 @@ def main() -> int:
     float_path = options.output / "float.pt"
     torch.jit.freeze(torch.jit.trace(float_model, test_images[:2])).save(str(float_path))
     progress("running every file over the test set, from Python and from C++")
-    rows = [measure("float", float_model, float_path, options.runner, inputs_path, test_images, test_labels, ["--plain"])]
+    rows = [measure("float", torch.jit.load(float_path), float_path, options.runner, inputs_path, test_images, test_labels, ["--plain"])]
     for name, model in models.items():
         path = options.output / (name.lower().replace(" ", "_").replace("-", "_") + ".pt")
         model.save(path)

@@ -9,7 +9,7 @@ _load.load()
 from torchquant._build_info import VERSION as __version__  # noqa: E402
 from torchquant import qconfigs  # noqa: E402
 from torchquant.fake_quantize import FakeQuantize  # noqa: E402
-from torchquant.prepare import freeze_batch_norm, prepare, prepare_qat  # noqa: E402
+from torchquant.prepare import float_parameter, freeze_batch_norm, prepare, prepare_qat  # noqa: E402
 from torchquant.qconfig import QConfig, QConfigMapping, QuantSpec  # noqa: E402
 from torchquant.quantized_model import QuantizedModel, load  # noqa: E402
 from torchquant.receipt import Receipt  # noqa: E402
@@ -36,6 +36,7 @@ __all__ = [
     "convert",
     "dequantize",
     "fake_quantize",
+    "float_parameter",
     "freeze_batch_norm",
     "load",
     "prepare",

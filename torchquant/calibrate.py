@@ -1,6 +1,8 @@
 """Calibration: runs a prepared model over batches, so that its observers see the range of every tensor."""
 
+import itertools
 import time
+from collections.abc import Mapping
 
 import torch
 from rich.console import Console
@@ -15,8 +17,10 @@ from rich.progress import (
 from .fake_quantize import FakeQuantize
 from .prepare import PreparedModel
 from .prepare.example_run import evaluating, unpack
+from .prepare.quantized_parameter import weight_fake_quants
 
 _BAR_AFTER_SECONDS = 2.0
+_NONE = object()
 
 
 def calibrate(prepared, batches):
@@ -28,25 +32,48 @@ def calibrate(prepared, batches):
     """
     if not isinstance(prepared, PreparedModel):
         raise TypeError(f"calibrate: expected a model that torchquant.prepare returned, got {type(prepared).__name__}")
-    fake_quants = named_fake_quants(prepared)
-    for fake_quant in fake_quants.values():
+    batches, total = _checked(batches)
+    fake_quants = named_fake_quants(prepared).values()
+    flags = [fake_quant.get_extra_state() for fake_quant in fake_quants]
+    try:
+        _observe(prepared, fake_quants, batches, total)
+        finish_calibration(prepared)
+    except BaseException:
+        for fake_quant, state in zip(fake_quants, flags):
+            fake_quant.set_extra_state(state)
+        raise
+
+
+def _checked(batches):
+    """(the batches, how many there are if they say so), once there is a first one and they are no single batch."""
+    if batches is None or isinstance(batches, (torch.Tensor, Mapping, str)):
+        raise TypeError(
+            f"calibrate: batches must be an iterable of batches, such as a list or a DataLoader, got a {type(batches).__name__}; "
+            "put a single batch into a list"
+        )
+    total = len(batches) if hasattr(batches, "__len__") else None
+    batches = iter(batches)
+    first = next(batches, _NONE)
+    if first is _NONE:
+        raise ValueError("calibrate: batches is empty; give at least one batch of typical inputs")
+    return itertools.chain([first], batches), total
+
+
+def _observe(prepared, fake_quants, batches, total):
+    for fake_quant in fake_quants:
         fake_quant.enable_observer(True)
         fake_quant.enable_fake_quant(False)
         if fake_quant.observer is not None:
             fake_quant.observer.nonfinite_count.zero_()  # those of an earlier, refused call
-    ran = 0
-    with evaluating(prepared), torch.no_grad(), _Bar(batches) as bar:
-        for batch in batches:
-            _run(prepared, ran, batch)
-            ran += 1
-            bar.advance(ran)
-    if not ran:
-        raise ValueError("calibrate: batches is empty; give at least one batch of typical inputs")
-    finish_calibration(prepared)
+    with evaluating(prepared), torch.no_grad(), _Bar(total) as bar:
+        for index, batch in enumerate(batches):
+            _run(prepared, index, batch)
+            bar.advance(index + 1)
 
 
 def finish_calibration(prepared):
-    """Turns observers off and fake-quants on, once every observer has seen finite values."""
+    """Turns observers off and fake-quants on, once every observer has seen finite values. The ranges of weights that are
+    in training go on following them."""
     fake_quants = named_fake_quants(prepared)
     broken = [name for name, fake_quant in fake_quants.items() if fake_quant.nonfinite_count]
     if broken:
@@ -58,9 +85,10 @@ def finish_calibration(prepared):
         raise ValueError(
             f"calibrate: no batch reached {_list(unseen)}; give batches that run every layer, or keep those layers float"
         )
+    followed = {fake_quant for _, _, fake_quant in weight_fake_quants(prepared)} if prepared.torchquant_training else set()
     for fake_quant in fake_quants.values():
-        fake_quant.enable_observer(False)
         fake_quant.enable_fake_quant(True)
+        fake_quant.enable_observer(fake_quant in followed and not fake_quant.spec.learnable)
 
 
 def named_fake_quants(prepared):
@@ -84,8 +112,8 @@ def _list(names):
 class _Bar:
     """A progress bar for someone who is watching and would otherwise wait: on a terminal, from the third second on."""
 
-    def __init__(self, batches):
-        self.total = len(batches) if hasattr(batches, "__len__") else None
+    def __init__(self, total):
+        self.total = total
         self.console = Console(stderr=True)
         self.started = time.monotonic()
         self.progress = None

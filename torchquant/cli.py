@@ -83,8 +83,9 @@ def convert(prepared: str, output: str, on_fallback: str, as_json: bool) -> None
         except RuntimeError as error:
             raise click.ClickException(f"'{prepared}' is not a TorchScript file that can be read: {_first_line(error)}") from error
         model = convert_script(script, on_fallback)
+        prepared_bytes = os.path.getsize(prepared)  # OUTPUT may be the same file
         model.save(output)
-    report = {"output": output, "bytes": os.path.getsize(output), "prepared_bytes": os.path.getsize(prepared)}
+    report = {"output": output, "bytes": os.path.getsize(output), "prepared_bytes": prepared_bytes}
     _print_receipt(model.receipt, report, as_json)
 
 
@@ -122,9 +123,14 @@ def bench(file: str, shapes: tuple[str, ...], example: str | None, device: str, 
     inputs = _bench_inputs(shapes, example)
     if threads:
         torch.set_num_threads(threads)
+    _check_device(device)
     with _errors_as_sentences():
         model = load(file, device)
+    try:
         latency = _C.measure(model.script._c, [tensor.to(device) for tensor in inputs], warm_up, runs)
+    except RuntimeError as error:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
+        raise click.ClickException(f"the model does not run on inputs of shape {shapes}: {_last_line(error)}") from error
     report = {
         "file": file,
         "bytes": os.path.getsize(file),
@@ -188,10 +194,29 @@ def _bench_inputs(shapes: tuple[str, ...], example: str | None) -> list[torch.Te
     if bool(shapes) == bool(example):
         raise click.UsageError("give either --input-shape (once per input) or --example")
     if example:
-        inputs = torch.load(example, weights_only=True)
-        return [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+        return _load_example(example)
     torch.manual_seed(0)
     return [torch.randn(_parse_shape(shape)) for shape in shapes]
+
+
+def _load_example(path: str) -> list[torch.Tensor]:
+    try:
+        inputs = torch.load(path, weights_only=True)
+    except Exception as error:  # torch.load raises whatever its parsers meet
+        raise click.BadParameter(f"'{path}' is not a file of tensors that torch.save wrote", param_hint="--example") from error
+    inputs = [inputs] if isinstance(inputs, torch.Tensor) else inputs
+    if not isinstance(inputs, (tuple, list)) or not all(isinstance(tensor, torch.Tensor) for tensor in inputs):
+        raise click.BadParameter(f"'{path}' must hold a tensor or a tuple of tensors; it holds a {type(inputs).__name__}", param_hint="--example")
+    return list(inputs)
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise click.BadParameter(_first_line(error), param_hint="--device") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise click.BadParameter(f"'{name}' needs a GPU that torch can use, and there is none here", param_hint="--device")
 
 
 def _parse_shape(text: str) -> list[int]:
@@ -217,6 +242,11 @@ class _errors_as_sentences:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
+
+
+def _last_line(error: Exception) -> str:
+    """What went wrong, without the TorchScript code that comes before it."""
+    return str(error).strip().splitlines()[-1].removeprefix("RuntimeError: ")
 
 
 def _print_json(document: dict) -> None:

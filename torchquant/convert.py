@@ -12,9 +12,13 @@ from torchquant.tracing import Trace
 
 ON_FALLBACK = ("error", "allow")
 
+# Rounding at ties moves an output by 1e-7 to 1e-2 of its size, in deep networks of random weights by up to a tenth; a wrong
+# graph by about 1.
+MAX_DRIFT = 0.5
+
 
 def convert(
-    prepared: torch.nn.Module, example_inputs, on_fallback: str = "error", *, fixed_shapes: bool = False
+    prepared: torch.nn.Module, example_inputs, on_fallback: str = "error", *, fixed_shapes: bool = False, max_drift: float = MAX_DRIFT
 ) -> QuantizedModel:
     """Turns a prepared and calibrated (or trained) model into one that computes on integers.
 
@@ -24,13 +28,22 @@ def convert(
     A layer that was asked to be quantized and cannot be lowered raises one error that lists all of them; with
     ``on_fallback="allow"`` it stays float and the receipt says why. The model must run the same traced and untraced at two batch
     sizes and, where an input has one, two sequence lengths; ``fixed_shapes=True`` asks for the example's shapes alone.
+
+    The result is run beside the fake-quantized model on those inputs: outputs whose relative difference exceeds ``max_drift``
+    are an error. Only a model that turns the last bit of its activations into another answer has a use for a larger one.
     """
     check_on_fallback(on_fallback)
     trace = Trace(prepared, example_inputs, fixed_shapes)
     model = convert_script(trace.script, on_fallback)
     model.checks = trace.checks
+    model.argument_names, model.fixed_arguments = trace.argument_names, trace.fixed_arguments
     for inputs in reversed(trace.checked_inputs):  # the example's own drift is the one that stays
-        model.drift = _drift(trace.run_model(inputs), model(*inputs))
+        model.drift = _drift(trace.run_model(inputs), model.script(*inputs))
+        if model.drift["relative"] > max_drift:
+            raise RuntimeError(
+                f"convert: the converted model's outputs differ from the fake-quantized model's by {model.drift['relative']:.2g} "
+                f"of their norm, and max_drift allows {max_drift:g}; please report this"
+            )
     return model
 
 

@@ -72,8 +72,16 @@ class FakeQuantize(QuantizationState):
             self._finish_calibration()
 
     def _finish_calibration(self) -> None:
+        self._notice_copied_state()
         if self._progress == _SEEN:
             self.update_qparams()
+
+    def _notice_copied_state(self) -> None:
+        """Buffers that were copied from another model (torch.optim.swa_utils.AveragedModel) bring no flags with them. Reads
+        the device, as long as nothing was seen."""
+        if self._progress == _NOTHING_SEEN and not self.spec.dynamic and self.observed:
+            learned = self.spec.learnable and self.fake_quant_enabled
+            self._progress = _HAS_QPARAMS if learned else _SEEN
 
     @property
     def observed(self) -> bool:
@@ -92,6 +100,15 @@ class FakeQuantize(QuantizationState):
             self._ensure_allocated(name, value.shape, value.device)
             getattr(self, name).data.copy_(value)
         self._advance(_HAS_QPARAMS)
+
+    @torch.no_grad()
+    def follow(self, x: Tensor) -> None:
+        """Scale and zero point for `x` alone, if its range is not the one observed: qparams set by hand stay."""
+        observer = make_observer(self.spec).to(x.device)
+        observer(x)
+        if not all(torch.equal(getattr(observer, name), getattr(self.observer, name)) for name in ("min_val", "max_val")):
+            self.observer = observer
+            self.update_qparams()
 
     def get_extra_state(self) -> Tensor:
         """The flags, as a tensor because tools take every value of a state_dict for one."""
@@ -115,6 +132,8 @@ class FakeQuantize(QuantizationState):
     def forward(self, x: Tensor) -> Tensor:
         if self.spec.dynamic:
             return self._fake_quantize_rows(x) if self.fake_quant_enabled else x
+        if self._progress == _NOTHING_SEEN and self.fake_quant_enabled and not torch.compiler.is_compiling():
+            self._finish_calibration()
         if self._observes_now():
             if self.fake_quant_enabled and self._fused:
                 return self._observe_and_fake_quantize(x)
@@ -124,7 +143,7 @@ class FakeQuantize(QuantizationState):
         if self._progress == _NOTHING_SEEN:
             raise RuntimeError(
                 f"fake_quantize: {self.name or 'this FakeQuantize'} has no scale, because its observer was off and saw "
-                f"nothing (empty calibration): run calibrate, or enable_observer, before fake-quantizing. It is {self!r}"
+                "nothing (empty calibration): run calibrate, or enable_observer, before fake-quantizing"
             )
         return self._fake_quantize(x)
 

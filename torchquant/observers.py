@@ -69,6 +69,17 @@ class Observer(QuantizationState):
         self._observe(x)
         return x
 
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, error_msgs):
+        saved = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
+        if saved and saved != set(self._buffers) and strict:
+            problem = (
+                "the saved observers are of another kind: prepare and prepare_qat choose different ones, unless the QConfig "
+                'names one (int8_static(observer="moving_average")); or load with strict=False and calibrate'
+            )
+            if problem not in error_msgs:
+                error_msgs.append(problem)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, error_msgs)
+
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """(scale, zero_point); scale 1 where nothing was seen."""
         return _ops.qparams_from_min_max(self.min_val, self.max_val, **self._codes())

@@ -13,6 +13,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from torchquant.fake_quantize import FakeQuantize
+from torchquant.prepare import PreparedModel, observe_weights
 from torchquant.prepare.example_run import evaluating, repeatable, unpack
 
 
@@ -35,6 +36,8 @@ class Trace:
     def __init__(self, prepared: torch.nn.Module, example_inputs, fixed_shapes: bool = False):
         args, kwargs = unpack(example_inputs)
         self.model = _evaluation_copy(prepared)
+        # names of forward's positional arguments, and the values at which those that are no tensors are fixed
+        self.argument_names, self.fixed_arguments = _arguments(self.model, args, kwargs)
         self.inputs = _give_flat_interface(self.model, args, kwargs)
         self.script = self._trace()
         self.checks: list[dict] = []  # what was compared or skipped, for the user
@@ -57,7 +60,9 @@ class Trace:
         with torch.no_grad(), repeatable(), _without_fused_attention(), warnings.catch_warnings():
             # The tracer's guesses about baked-in values are answered by our checks; its deprecation is not the user's matter.
             warnings.simplefilter("ignore")
-            return torch.jit.trace(self.model, self.inputs, check_trace=False, strict=False)
+            script = torch.jit.trace(self.model, self.inputs, check_trace=False, strict=False)
+        _leave_float_layers(script, self.model)
+        return script
 
     def _check_batch_size(self) -> None:
         size = _size(self.inputs, 0)
@@ -99,13 +104,51 @@ def _evaluation_copy(prepared: torch.nn.Module) -> torch.nn.Module:
     fake_quants = {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantize)}
     if not fake_quants:
         raise ValueError(f"convert: {type(prepared).__name__} holds no fake-quant; make one with torchquant.prepare or prepare_qat")
+    _check_observed(fake_quants)
+    for fake_quant in fake_quants.values():
+        fake_quant.enable_fake_quant(True)
+    for module in list(model.modules()):
+        if isinstance(module, PreparedModel):
+            observe_weights(module)
+    for fake_quant in fake_quants.values():
+        fake_quant.enable_observer(False)
+    return model
+
+
+def _check_observed(fake_quants: dict[str, FakeQuantize]) -> None:
     unseen = [name for name, fake_quant in fake_quants.items() if not fake_quant.observed]
     if unseen:
         raise ValueError(f"convert: these fake-quants have seen no data, run torchquant.calibrate first: {', '.join(unseen)}")
-    for fake_quant in fake_quants.values():
-        fake_quant.enable_observer(False)
-        fake_quant.enable_fake_quant(True)
-    return model
+    broken = [name for name, fake_quant in fake_quants.items() if fake_quant.nonfinite_count]
+    if broken:
+        raise ValueError(
+            f"convert: {', '.join(broken)} met infinite or NaN values in calibration or training; check data and model, "
+            "then run torchquant.calibrate on finite batches"
+        )
+
+
+def _leave_float_layers(script: torch.jit.ScriptModule, model: torch.nn.Module) -> None:
+    """Writes what prepare said of float layers where the converter reads it: it sees the graph alone, in Python and in C++."""
+    layers = {
+        f"{path}.{name}" if path else name: entry
+        for path, module in model.named_modules()
+        if isinstance(module, PreparedModel)
+        for name, entry in module.torchquant_float_layers.items()
+    }
+    text = torch._C.StringType.get()
+    type_of_layers = torch._C.DictType(text, torch._C.ListType(text))
+    script._c._register_attribute("torchquant_float_layers", type_of_layers, layers)
+
+
+def _arguments(model: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[list[str], dict]:
+    bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    kinds = {name: parameter.kind for name, parameter in bound.signature.parameters.items()}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    fixed = {name: value for name, value in bound.arguments.items() if kinds[name] not in variadic and not _holds_tensors(value)}
+    if any(kinds[name] is inspect.Parameter.VAR_POSITIONAL and value for name, value in bound.arguments.items()):
+        return [], fixed  # those that are tensors get names of our own
+    return [name for name, kind in kinds.items() if kind not in (*variadic, inspect.Parameter.KEYWORD_ONLY)], fixed
 
 
 def _give_flat_interface(model: torch.nn.Module, args: tuple, kwargs: dict) -> tuple:
@@ -114,7 +157,9 @@ def _give_flat_interface(model: torch.nn.Module, args: tuple, kwargs: dict) -> t
     By a subclass, not by a module around it, because the converter names layers by their path from the root.
     """
     bound = inspect.signature(model.forward).bind(*args, **kwargs)
-    arguments = {**dict(zip(_positional_names(bound), args)), **kwargs}
+    order = list(bound.signature.parameters)
+    named = sorted(kwargs, key=lambda name: order.index(name) if name in order else len(order))  # stable: variadic ones as given
+    arguments = {**dict(zip(_positional_names(bound), args)), **{name: kwargs[name] for name in named}}
     traced = {name: _as_evaluation_input(value) for name, value in arguments.items() if _holds_tensors(value)}
     base = type(model)
 

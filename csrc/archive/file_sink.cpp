@@ -40,6 +40,10 @@ void flush_directory_of(const std::string& path) {
 }  // namespace
 
 FileSink::FileSink(std::string path) : path_(behind_links(path)), temporary_path_(beside(path_)) {
+  const auto status = std::filesystem::status(path_);
+  // A rename would put a file in the place of a device.
+  TORCH_CHECK(!std::filesystem::exists(status) || std::filesystem::is_regular_file(status),
+              "torchquant::save: cannot write '", path_, "': it exists and is no regular file");
   descriptor_ = open(temporary_path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   TORCH_CHECK(descriptor_ >= 0, "torchquant::save: cannot write '", path_, "': ", std::strerror(errno));
 }

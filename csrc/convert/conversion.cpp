@@ -21,8 +21,11 @@ bool same_tensor(const at::Tensor& a, const at::Tensor& b) {
 
 }  // namespace
 
-Conversion::Conversion(torch::jit::Module module, InputRanks input_ranks)
-    : module_(std::move(module)), graph_(module_.get_method("forward").graph()), input_ranks_(std::move(input_ranks)) {}
+Conversion::Conversion(torch::jit::Module module, InputRanks input_ranks, FloatLayers float_layers)
+    : module_(std::move(module)),
+      graph_(module_.get_method("forward").graph()),
+      input_ranks_(std::move(input_ranks)),
+      float_layers_(std::move(float_layers)) {}
 
 torch::jit::Value* Conversion::buffer(const std::string& name, const at::Tensor& tensor) {
   for (const auto& [stored, value] : buffers_) {

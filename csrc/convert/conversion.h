@@ -13,6 +13,7 @@
 #include "archive/receipt.h"
 #include "convert/convert.h"
 #include "convert/evaluate.h"
+#include "convert/float_layers.h"
 #include "torch/csrc/jit/api/module.h"
 #include "torch/csrc/jit/ir/ir.h"
 
@@ -30,12 +31,13 @@ using InputRanks = std::vector<std::optional<int64_t>>;
 class Conversion {
  public:
   // `module` holds one inlined `forward`, which the passes rewrite.
-  explicit Conversion(torch::jit::Module module, InputRanks input_ranks = {});
+  explicit Conversion(torch::jit::Module module, InputRanks input_ranks = {}, FloatLayers float_layers = {});
 
   torch::jit::Graph& graph() const { return *graph_; }
   const std::shared_ptr<torch::jit::Graph>& shared_graph() const { return graph_; }
   const torch::jit::Module& module() const { return module_; }
   const InputRanks& input_ranks() const { return input_ranks_; }
+  const FloatLayers& float_layers() const { return float_layers_; }
 
   std::optional<c10::IValue> resolve(const torch::jit::Value* value, const Known& known = {}) const {
     return evaluate(value, module_, known);
@@ -58,6 +60,7 @@ class Conversion {
   torch::jit::Module module_;
   std::shared_ptr<torch::jit::Graph> graph_;
   InputRanks input_ranks_;
+  FloatLayers float_layers_;
   std::vector<std::pair<at::Tensor, torch::jit::Value*>> buffers_;
   // No node that has a row is destroyed before the receipt is made, so its address stays its own.
   std::unordered_map<const torch::jit::Node*, ReceiptRow> rows_;

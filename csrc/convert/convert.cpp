@@ -138,7 +138,7 @@ ConvertResult convert(const Module& prepared, const ConvertOptions& options) {
   const at::NoGradGuard no_grad;
   Module copy = prepared.deepcopy(at::kCPU);  // weights are quantized and packed on the CPU, wherever the module lives
   copy.eval();
-  Conversion conversion(freeze_parameters(copy), input_ranks(prepared));
+  Conversion conversion(freeze_parameters(copy), input_ranks(prepared), conversion::read_float_layers(prepared));
   check_convertible(conversion);
 
   GraphDump dump;

@@ -14,6 +14,11 @@ std::string convolution_kind(const Conversion& conversion, const Node* node) {
   return shape ? name + std::to_string(shape->size() - 2) + "d" : name;
 }
 
+Value* first_element(Value* list) {
+  const Node* node = list->node();
+  return node->kind() == c10::prim::ListConstruct && !node->inputs().empty() ? list->node()->input(0) : nullptr;
+}
+
 }  // namespace
 
 std::string layer_kind(const Conversion& conversion, const Node* node) {
@@ -29,6 +34,8 @@ Value* layer_weight(const Node* node) {
     return layer->input(1);
   }
   if (is_aten(node, {"bilinear"})) return layer->input(2);
+  if (is_aten(node, {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})) return argument(node, "w_ih");
+  if (is_aten(node, {"lstm", "gru", "rnn_tanh", "rnn_relu"})) return first_element(argument(node, "params"));
   return nullptr;
 }
 

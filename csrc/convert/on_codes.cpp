@@ -1,6 +1,8 @@
 // Integer forms of ops that keep quantization parameters; see on_codes.h.
 #include "convert/on_codes.h"
 
+#include <algorithm>
+
 #include "numerics/affine.h"
 
 namespace torchquant::conversion {
@@ -11,6 +13,8 @@ namespace prim = c10::prim;
 bool is_resize(const Node* node) {
   return is_aten(node, {"upsample_nearest1d", "upsample_nearest2d", "__interpolate"});
 }
+
+bool joins_list(const Node* node) { return is_aten(node, {"cat", "concat", "concatenate", "stack"}); }
 
 Node* insert_max_pool(Conversion& conversion, Node* node, Value* codes, const QuantParams& params) {
   const size_t dims = is_aten(node, {"max_pool1d"}) ? 1 : 2;
@@ -73,8 +77,11 @@ bool pads_with_its_values(const Conversion& conversion, const Node* node) {
 }
 
 bool is_concat(const Node* node) {
-  return is_aten(node, {"cat", "concat", "concatenate", "stack"}) &&
-         node->input(0)->node()->kind() == prim::ListConstruct;
+  if (!joins_list(node)) return false;
+  const Value* list = node->input(0);
+  // Anything else that holds the list may append to it, as a loop over time does.
+  return list->node()->kind() == prim::ListConstruct && !list->node()->inputs().empty() &&
+         std::all_of(list->uses().begin(), list->uses().end(), [](const auto& use) { return joins_list(use.user); });
 }
 
 Value* insert_concat(Conversion& conversion, Node* node, std::vector<Value*> codes) {

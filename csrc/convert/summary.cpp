@@ -33,8 +33,11 @@ std::string mixed_kind(const Conversion& conversion, const Node* node) {
 
 std::optional<ReceiptRow> row_of(const Conversion& conversion, const Node* node) {
   if (const ReceiptRow* row = conversion.row(node)) return *row;
-  const auto stays_float = [](const std::string& layer, const std::string& kind, const std::string& reason) {
-    return ReceiptRow{.layer = layer, .kind = kind, .precision = "float", .reason = reason};
+  const auto stays_float = [&](const std::string& layer, const std::string& kind, const std::string& reason) {
+    const auto known = conversion.float_layers().find(layer);
+    const bool prepare_knows = known != conversion.float_layers().end();
+    return ReceiptRow{
+        .layer = layer, .kind = kind, .precision = "float", .reason = prepare_knows ? known->second.reason : reason};
   };
   if (const Value* weight = layer_weight(node)) {
     return stays_float(layer_of(conversion, weight), layer_kind(conversion, node), "its weight carries no fake-quant");
@@ -61,15 +64,25 @@ Receipt make_receipt(Conversion& conversion) {
     if (use > 1) row->layer.append("#").append(std::to_string(use));
     receipt.rows.push_back(std::move(*row));
   }
+  for (const auto& [name, layer] : conversion.float_layers()) {  // what no single op of the graph stands for
+    if (!layer.requested || uses.count(name)) continue;
+    receipt.rows.push_back({.layer = name, .kind = layer.kind, .precision = "float", .reason = layer.reason});
+  }
   return receipt;
 }
 
 std::string list_fallbacks(Conversion& conversion) {
   std::string list;
+  const auto add = [&list](const std::string& layer, const std::string& kind, const std::string& reason) {
+    list += (list.empty() ? "  " : "\n  ") + layer + " (" + kind + "): " + reason;
+  };
   for (const Node* node : all_nodes(conversion.graph())) {
     if (!conversion.is_fallback(node)) continue;
     const ReceiptRow& row = *conversion.row(node);
-    list += (list.empty() ? "  " : "\n  ") + row.layer + " (" + row.kind + "): " + row.reason;
+    add(row.layer, row.kind, row.reason);
+  }
+  for (const auto& [name, layer] : conversion.float_layers()) {
+    if (layer.requested) add(name, layer.kind, layer.reason);
   }
   return list;
 }

@@ -169,9 +169,11 @@ std::vector<c10::SymInt> check_linear(const char* op, const at::Tensor& x, const
   TORCH_CHECK(x.dim() >= 1 && x.sym_size(-1) >= 1, op, ": x must have shape [..., K] with K at least 1, got ",
               x.sym_sizes());
   const c10::SymInt columns = stored_columns(x.sym_size(-1), bits);
-  TORCH_CHECK(weight.dim() == 2 && weight.sym_size(1) == columns && weight.sym_size(0) >= 1, op,
-              ": weight must have shape [N, ", columns, "] for weight_bits ", bits, " and x of shape ", x.sym_sizes(),
-              ", got ", weight.sym_sizes());
+  TORCH_CHECK(weight.dim() == 2 && weight.sym_size(0) >= 1, op, ": weight must have shape [N, K], got ",
+              weight.sym_sizes());
+  TORCH_CHECK(weight.sym_size(1) == columns, op, ": x must have ", weight.sym_size(1) * (bits == 8 ? 1 : 2),
+              " features (its last dimension) for weight_bits ", bits, " and weight of shape ", weight.sym_sizes(),
+              ", got x of shape ", x.sym_sizes());
   std::vector<c10::SymInt> sizes = x.sym_sizes().vec();
   sizes.back() = weight.sym_size(0);
   return sizes;

@@ -147,3 +147,60 @@ def test_layers_that_no_batch_reaches_are_named():
     with pytest.raises(ValueError, match=r"calibrate: no batch reached 0\.a\.input_fake_quant"):
         tq.calibrate(model, [-torch.ones(2, 4)])
     tq.calibrate(model, [torch.ones(2, 4)])
+
+
+@pytest.mark.parametrize("batches", [torch.randn(3, 4), {"x": torch.randn(2, 4)}, None, "data.pt"])
+def test_a_single_batch_is_no_list_of_batches(batches):
+    with pytest.raises(TypeError, match=f"calibrate: batches must be an iterable of batches, .* got a {type(batches).__name__}"):
+        tq.calibrate(prepared_net(), batches)
+
+
+@pytest.mark.parametrize(
+    ("batches", "error"),
+    [([], ValueError), ([torch.randn(2, 4), torch.randn(2, 5)], RuntimeError), ([torch.full((2, 4), torch.nan)], ValueError)],
+)
+def test_a_failed_call_leaves_a_calibrated_model_calibrated(batches, error):
+    x = torch.randn(8, 4)
+    model = prepared_net()
+    tq.calibrate(model, [x])
+    expected = model(x)
+    with pytest.raises(error):
+        tq.calibrate(model, batches)
+    assert torch.equal(model(x), expected)
+
+
+def test_an_interrupted_source_of_batches_leaves_a_calibrated_model_calibrated():
+    def batches():
+        yield torch.randn(2, 4)
+        raise OSError("the disk is gone")
+
+    x = torch.randn(8, 4)
+    model = prepared_net()
+    tq.calibrate(model, [x])
+    expected = model(x)
+    with pytest.raises(OSError, match="the disk is gone"):
+        tq.calibrate(model, batches())
+    assert torch.equal(model(x), expected)
+
+
+# What convert makes of it
+
+
+def test_convert_refuses_what_met_nonfinite_values():
+    x = torch.randn(2, 4)
+    model = prepared_net(x)
+    with pytest.raises(ValueError, match="met infinite or NaN"):
+        tq.calibrate(model, [x, torch.full((2, 4), torch.nan)])
+    with pytest.raises(ValueError, match=r"convert: activation_fake_quants\.x.* met infinite or NaN values"):
+        tq.convert(model, x)
+    tq.calibrate(model, [x])
+    tq.convert(model, x)
+
+
+def test_convert_refuses_training_on_nonfinite_values():
+    x = torch.randn(2, 4)
+    model = tq.prepare_qat(Net(), x, tq.qconfigs.int8_static())
+    model(x)
+    model(torch.tensor([[1.0, float("inf"), 0.0, 0.0]]))
+    with pytest.raises(ValueError, match="convert: .* met infinite or NaN values in calibration or training"):
+        tq.convert(model, x)

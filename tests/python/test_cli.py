@@ -120,3 +120,29 @@ def test_bench_refuses(files, arguments, message):
     result = run("bench", files / arguments[0], *arguments[1:])
     assert result.exit_code != 0
     assert message in result.stderr
+
+
+def test_bench_explains_what_it_cannot_use(files, tmp_path):
+    (tmp_path / "x.txt").write_text("x")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "dict.pt")
+    cases = [
+        (("--example", tmp_path / "x.txt"), "is not a file of tensors that torch.save wrote"),
+        (("--example", tmp_path / "dict.pt"), "must hold a tensor or a tuple of tensors; it holds a dict"),
+        (("--input-shape", "2,7"), "the model does not run on inputs of shape [2, 7]: "),
+        (("--input-shape", "2,1,8,8", "--device", "nowhere"), "device"),
+    ]
+    if not torch.cuda.is_available():
+        cases.append((("--input-shape", "2,1,8,8", "--device", "cuda"), "'cuda' needs a GPU that torch can use, and there is none here"))
+    for arguments, message in cases:
+        result = run("bench", files / "model.pt", *arguments)
+        error = " ".join(result.stderr.split("Error: ")[-1].split())
+        assert result.exit_code != 0 and message in error and "Traceback" not in result.output, result.output
+        assert not isinstance(result.exception, (KeyError, AttributeError)) and len(result.stderr.splitlines()) <= 4
+
+
+def test_convert_in_place_reports_the_size_that_was(files, tmp_path):
+    prepared = tmp_path / "model.pt"
+    prepared.write_bytes((files / "prepared.pt").read_bytes())
+    size = prepared.stat().st_size
+    report = json.loads(run("convert", prepared, prepared, "--json").stdout)
+    assert report["prepared_bytes"] == size and report["bytes"] == prepared.stat().st_size != size

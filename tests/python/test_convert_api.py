@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import pickle
+import sys
 
 import pytest
 import torch
@@ -263,3 +265,103 @@ def test_half_precision_models_convert():
     model, x = nn.Sequential(nn.Linear(16, 8)).bfloat16().eval(), torch.randn(3, 16, dtype=torch.bfloat16)
     quantized = quantize(model, x)
     assert quantized(x.float()).dtype == torch.float32
+
+
+class Flagged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x, double=False, offset=None, *, scale=1.0):
+        x = self.linear(x) * (2 if double else 1) * scale
+        return x if offset is None else x + offset
+
+
+def test_arguments_keep_the_order_of_forward_whatever_the_dict_says():
+    class TwoInputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, first, second):
+            return self.a(first) - 2 * self.b(second)
+
+    first, second = torch.randn(2, 4), torch.randn(2, 4)
+    model = TwoInputs().eval()
+    quantized = tq.quantize_model(model, {"second": second, "first": first}, tq.qconfigs.int8_weight_only())
+    torch.testing.assert_close(quantized(first, second), model(first, second), rtol=0.1, atol=0.05)
+    assert torch.equal(quantized(first, second), quantized(second=second, first=first))
+
+
+def test_arguments_that_tracing_fixed_may_be_given_again():
+    x, offset = torch.randn(2, 4), torch.randn(2, 4)
+    quantized = tq.quantize_model(Flagged().eval(), (x, True, offset), tq.qconfigs.int8_weight_only())
+    expected = quantized(x, offset=offset)
+    for given in (quantized(x, True, offset), quantized(x, True, offset=offset, scale=1.0), quantized(x=x, offset=offset, double=True)):
+        assert torch.equal(given, expected)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "error", "message"),
+    [
+        ((False,), {}, ValueError, "takes \\(x, offset\\); 'double' was fixed at True by the example_inputs of convert, got False"),
+        ((), {"scale": 2.0}, ValueError, "'scale' was fixed at 1.0 by the example_inputs of convert, got 2.0"),
+        ((torch.ones(4),), {}, ValueError, "'double' was fixed at True .* got a tensor of shape \\[4\\]"),
+        ((), {"shift": 1}, TypeError, "takes \\(x, offset\\); 'shift' is no argument"),
+        ((True, torch.ones(4), 3), {}, TypeError, "got 4 positional arguments"),
+        ((), {"x": torch.ones(2, 4)}, TypeError, "got 'x' twice"),
+    ],
+)
+def test_other_values_of_fixed_arguments_are_named(args, kwargs, error, message):
+    x, offset = torch.randn(2, 4), torch.randn(2, 4)
+    quantized = tq.quantize_model(Flagged().eval(), (x, True, offset), tq.qconfigs.int8_weight_only())
+    with pytest.raises(error, match=message):
+        quantized(x, *args, **kwargs)
+
+
+def test_a_converted_model_pickles():
+    x = torch.randn(2, 4)
+    quantized = tq.quantize_model(Flagged().eval(), (x, True, x), tq.qconfigs.int8_weight_only())
+    copy = pickle.loads(pickle.dumps(quantized))
+    assert torch.equal(copy(x, True, x), quantized(x, True, x))
+    assert copy.receipt.rows == quantized.receipt.rows and copy.drift == quantized.drift
+
+
+def test_a_converted_model_that_computes_something_else_is_an_error(monkeypatch):
+    x = torch.randn(2, 4)
+    module = sys.modules["torchquant.convert"]
+    honest = module.convert_script
+
+    def broken(*arguments):
+        model = honest(*arguments)
+        for name, buffer in model.script.named_buffers():
+            if buffer.dtype == torch.int8:
+                buffer.neg_()
+        return model
+
+    prepared = prepare_and_calibrate(nn.Sequential(nn.Linear(4, 4)).eval(), x)
+    monkeypatch.setattr(module, "convert_script", broken)
+    with pytest.raises(RuntimeError, match="outputs differ from the fake-quantized model's by .* of their norm, and max_drift allows 0.5"):
+        tq.convert(prepared, x)
+    assert tq.convert(prepared, x, max_drift=10.0).drift["relative"] > 0.5
+
+
+def test_a_wrong_entry_fails_the_bar():
+    x = torch.randn(4, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1)).eval()
+    prepared = prepare_and_calibrate(model, x)
+    quantized = tq.convert(prepared, x)
+    (entry,) = [row for row in layer_agreement(prepared, quantized, x) if row.entry]
+    assert entry.passed and entry.layer.startswith("activation_fake_quants.")
+    quantized.script = _OtherInput(quantized.script)
+    (entry,) = [row for row in layer_agreement(prepared, quantized, x) if row.entry]
+    assert not entry.passed
+
+
+class _OtherInput(nn.Module):
+    def __init__(self, script):
+        super().__init__()
+        self.script = script
+
+    def forward(self, x):
+        return self.script(x.flip(0))

@@ -9,10 +9,10 @@ import torchquant as tq
 
 
 class Recurrent(nn.Module):
-    def __init__(self, cls):
+    def __init__(self, cls, bidirectional=True):
         super().__init__()
-        self.embedding, self.rnn = nn.Embedding(20, 16), cls(16, 8, 2, batch_first=True, bidirectional=True)
-        self.head = nn.Linear(16, 3)
+        self.embedding, self.rnn = nn.Embedding(20, 16), cls(16, 8, 2, batch_first=True, bidirectional=bidirectional)
+        self.head = nn.Linear(16 if bidirectional else 8, 3)
 
     def forward(self, tokens):
         return self.head(self.rnn(self.embedding(tokens))[0][:, -1])
@@ -82,6 +82,8 @@ TOKENS = torch.randint(20, (2, 6))
 CASES = [
     pytest.param(lambda: Recurrent(nn.LSTM), TOKENS, id="lstm"),
     pytest.param(lambda: Recurrent(nn.GRU), TOKENS, id="gru"),
+    pytest.param(lambda: Recurrent(nn.LSTM, bidirectional=False), TOKENS, id="one-way lstm"),
+    pytest.param(lambda: Recurrent(nn.GRU, bidirectional=False), TOKENS, id="one-way gru"),
     pytest.param(Encoder, TOKENS, id="encoder"),
     pytest.param(CrossAttention, (torch.randn(2, 5, 16), torch.randn(2, 7, 16)), id="cross attention"),
     pytest.param(FunctionalUntraceable, torch.randn(3, 16), id="functional"),
@@ -92,7 +94,7 @@ CASES = [
 def assert_converts(model, inputs, qconfig, tolerance):
     prepared = tq.prepare(model.eval(), inputs, qconfig)
     tq.calibrate(prepared, [inputs])
-    quantized = tq.convert(prepared, inputs)  # on_fallback="error": a layer left float would raise
+    quantized = tq.convert(prepared, inputs)
     args = inputs if isinstance(inputs, tuple) else (inputs,)
     with torch.no_grad():
         expected = prepared(*args)
@@ -120,3 +122,39 @@ def test_torchvision_models(name):
     models = pytest.importorskip("torchvision.models")
     quantized = assert_converts(models.get_model(name, weights=None), torch.randn(2, 3, 64, 64), tq.qconfigs.int8_static(), 0.2)
     assert [row["layer"] for row in quantized.receipt.rows if row["precision"] == "float"] == []
+
+
+class WholeSequence(nn.Module):
+    def __init__(self, cls):
+        super().__init__()
+        self.rnn, self.head = cls(8, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0])
+
+
+@pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU])
+def test_a_static_layer_behind_a_whole_sequence(cls):
+    assert_converts(WholeSequence(cls), torch.randn(2, 5, 8), tq.qconfigs.int8_static(), tolerance=0.02)
+
+
+@torch.jit.script
+def shifted_copies(x):
+    pieces = [x]
+    for i in range(x.size(0)):
+        pieces.append(x * (0.5 + float(i)))
+    return torch.cat(pieces, 2)
+
+
+class JoinsInALoop(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv1d(3, 4, 1), nn.Conv1d(4, 5, 1)
+
+    def forward(self, x):
+        return self.second(shifted_copies(self.first(x)))
+
+
+def test_a_list_that_a_loop_appends_to_keeps_all_its_elements():
+    quantized = assert_converts(JoinsInALoop(), torch.randn(3, 3, 6), tq.qconfigs.int8_static(), tolerance=0.02)
+    assert quantized(torch.randn(2, 3, 6)).shape == (2, 5, 18)

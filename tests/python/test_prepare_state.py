@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import torchquant as tq
 from torchquant.fake_quantize import FakeQuantize
@@ -339,7 +340,7 @@ def test_preparing_twice_is_refused():
 def test_nothing_to_quantize_is_refused_with_the_reasons():
     with pytest.raises(ValueError, match="there is nothing to quantize in ReLU:\n  it has no layer that TorchQuant knows"):
         tq.prepare(nn.ReLU(), X, tq.qconfigs.int8_static())
-    with pytest.raises(ValueError, match="nothing to quantize in Sequential:\n  0: there is no weight_only kernel for conv2d"):
+    with pytest.raises(ValueError, match="nothing to quantize in Sequential:\n  0: a weight-only QConfig quantizes linear and .*, no conv2d"):
         tq.prepare(nn.Sequential(nn.Conv2d(3, 3, 1)), X, tq.qconfigs.int8_weight_only())
     with pytest.raises(ValueError, match="0: the QConfig keeps it float"):
         tq.prepare(
@@ -362,7 +363,7 @@ def test_nothing_to_quantize_is_refused_with_the_reasons():
             lambda: torch.jit.trace(nn.Linear(2, 2), torch.randn(1, 2)),
             X,
             TypeError,
-            "must be the Python module, got a TorchScript module",
+            "the model itself is a TorchScript module",
         ),
     ],
 )
@@ -383,3 +384,109 @@ def test_a_model_with_an_attribute_in_the_way_is_refused():
     model.activation_fake_quants = 3
     with pytest.raises(ValueError, match="already has an attribute named 'activation_fake_quants'"):
         tq.prepare(model, torch.randn(2, 4), tq.qconfigs.int8_static())
+
+
+def sqnr(reference, result):
+    return 20 * torch.log10(reference.norm() / (result - reference).norm())
+
+
+@pytest.mark.parametrize("qconfig", [tq.qconfigs.int8_weight_only(), tq.qconfigs.int8_dynamic(), tq.qconfigs.int8_static()])
+def test_weights_that_are_loaded_after_prepare_get_their_own_scales(qconfig):
+    model, trained, x = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8)), torch.randn(4, 8)
+    with torch.no_grad():
+        trained[0].weight.mul_(20)
+    prepared = tq.prepare(model, x, qconfig)
+    tq.calibrate(prepared, [x])
+    prepared.load_state_dict(trained.state_dict(), strict=False)
+    with torch.no_grad():
+        assert sqnr(trained(x), tq.convert(prepared, x)(x)) > 30
+
+
+def test_weights_keep_their_observers_when_training_follows_calibration():
+    x = torch.randn(4, 8)
+    prepared = tq.prepare_qat(nn.Sequential(nn.Linear(8, 8)), x, tq.qconfigs.int8_static())
+    tq.calibrate(prepared, [x])
+    with torch.no_grad():
+        tq.float_parameter(prepared[0], "weight").mul_(20)
+    weight = tq.float_parameter(prepared[0], "weight")
+    assert sqnr(weight, prepared.train()[0].weight) > 30
+
+
+def test_scales_set_by_hand_reach_the_converted_model():
+    x = torch.randn(4, 8)
+    prepared = tq.prepare(nn.Sequential(nn.Linear(8, 8)), x, tq.qconfigs.int8_weight_only())
+    prepared[0].weight_fake_quant.scale.fill_(0.125)
+    quantized = tq.convert(prepared, x)
+    assert any((buffer == 0.125).all() for name, buffer in quantized.script.named_buffers() if buffer.is_floating_point())
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_scales_that_training_froze_stay(frozen):
+    x = torch.randn(4, 8)
+    prepared = tq.prepare_qat(nn.Sequential(nn.Linear(8, 8)), x, tq.qconfigs.int8_static())
+    prepared(x)
+    scale = prepared[0].weight_fake_quant.scale.clone()
+    if frozen:
+        prepared[0].weight_fake_quant.enable_observer(False)
+    with torch.no_grad():
+        tq.float_parameter(prepared[0], "weight").mul_(2)
+    traced = tq.trace(prepared, x)
+    assert torch.equal(traced.get_submodule("0.weight_fake_quant").scale, scale) == frozen
+
+
+@pytest.mark.parametrize("use_buffers", [True, False])
+@pytest.mark.parametrize("qconfig", [tq.qconfigs.int8_static(), tq.qconfigs.learned()])
+def test_averaged_models_convert(qconfig, use_buffers):
+    x = torch.randn(4, 8)
+    prepared = tq.prepare_qat(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), x, qconfig)
+    average = torch.optim.swa_utils.AveragedModel(prepared, use_buffers=use_buffers)
+    prepared(x)
+    for _ in range(2):
+        average.update_parameters(prepared)
+    for converted in (tq.convert(average.module, x), tq.convert(average, x)):
+        torch.testing.assert_close(converted(x), prepared.eval()(x), rtol=0.02, atol=0.02)
+
+
+def test_a_parameter_is_written_through_its_float_self():
+    prepared = tq.prepare_qat(nn.Sequential(nn.Linear(8, 2)), torch.randn(4, 8), tq.qconfigs.int8_static())
+    weight = tq.float_parameter(prepared[0], "weight")
+    assert weight is dict(prepared.named_parameters())["0.weight"]
+    with torch.no_grad():
+        weight.fill_(3.0)
+    assert torch.allclose(prepared[0].weight, torch.tensor(3.0))
+    prepared(torch.randn(4, 8)).sum().backward()
+    assert weight.grad is not None
+    with pytest.raises(AttributeError, match="float_parameter: PreparedLinear has no parameter 'wait'"):
+        tq.float_parameter(prepared[0], "wait")
+
+
+def test_pruning_a_prepared_layer_says_what_to_do():
+    prepared = tq.prepare_qat(nn.Sequential(nn.Linear(8, 2)), torch.randn(4, 8), tq.qconfigs.int8_static())
+    with pytest.raises(TypeError, match=r"Linear.weight_orig: a fake-quantized value cannot become a parameter; .* before prepare"):
+        prune.l1_unstructured(prepared[0], "weight", amount=0.5)
+
+
+def test_a_converted_part_is_refused():
+    x = torch.randn(4, 8)
+    quantized = tq.quantize_model(nn.Sequential(nn.Linear(8, 8)), x, tq.qconfigs.int8_weight_only())
+    for part, text in ((quantized, "1 is converted already"), (quantized.script, "1 is a TorchScript module")):
+        with pytest.raises(TypeError, match=f"prepare: model must be made of Python modules, and {text}"):
+            tq.prepare(nn.Sequential(nn.Linear(8, 8), part), x, tq.qconfigs.int8_static())
+
+
+def test_a_double_precision_parameter_is_named():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8).double())
+    with pytest.raises(ValueError, match=r"prepare: 1\.weight is torch.float64; allowed are float32, bfloat16 and float16"):
+        tq.prepare(model, torch.randn(4, 8), tq.qconfigs.int8_static())
+
+
+def test_states_of_the_two_preparations_do_not_mix():
+    x = torch.randn(4, 8)
+    make = lambda prepare, **settings: prepare(nn.Sequential(nn.Linear(8, 8)), x, tq.qconfigs.int8_static(**settings))  # noqa: E731
+    calibrated = make(tq.prepare)
+    tq.calibrate(calibrated, [x])
+    with pytest.raises(RuntimeError, match="the saved observers are of another kind: prepare and prepare_qat choose different ones"):
+        make(tq.prepare_qat).load_state_dict(calibrated.state_dict())
+    same = make(tq.prepare, observer="moving_average")
+    tq.calibrate(same, [x])
+    make(tq.prepare_qat, observer="moving_average").load_state_dict(same.state_dict())

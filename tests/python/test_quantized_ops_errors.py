@@ -50,7 +50,7 @@ ERRORS = [
     ("quantized_linear", 1, {1: zeros(3, 4, dtype=S8)}, "weight must be uint8 (two codes a byte) for weight_bits 4, got int8"),
     ("quantized_linear", 0, {"weight_bits": 2}, "weight_bits must be 8 or 4, got 2"),
     ("quantized_linear", 1, {"weight_quant_min": -9}, "weight_quant_min must lie in [-8, 0] for weight_bits 4, got -9"),
-    ("quantized_linear", 0, {1: zeros(3, 7, dtype=S8)}, "weight must have shape [N, 8] for weight_bits 8 and x of shape [5, 8], got [3, 7]"),
+    ("quantized_linear", 0, {1: zeros(3, 7, dtype=S8)}, "x must have 7 features (its last dimension) for weight_bits 8 and weight of shape [3, 7], got x of shape [5, 8]"),
     ("quantized_linear", 0, {0: zeros(1, 66312, dtype=U8), 1: zeros(3, 66312, dtype=S8)}, "depth K must be at most 66311, because K * 255 * 127 must stay below 2^31, got 66312"),
     ("quantized_linear", 0, {0: zeros(1, 65794, dtype=U8), 1: zeros(3, 65794, dtype=S8), "weight_quant_min": -128}, "depth K must be at most 65793, because K * 255 * 128 must stay below 2^31, got 65794"),
     ("quantized_conv", 0, {0: zeros(1, 7369, 3, 3, dtype=U8), 1: zeros(6, 7369, 3, 3, dtype=S8)}, "depth K must be at most 66311"),

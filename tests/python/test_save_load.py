@@ -162,3 +162,13 @@ def test_quantized_model_is_a_module():
     model = make_model()
     assert model.train().training is False
     assert torch.nn.Sequential(model).to("cpu")(torch.ones(1, 3)).shape == (1, 2)
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(RuntimeError, match="torchquant::save: cannot write .*: it exists and is no regular file"):
+            make_model().save(path)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]

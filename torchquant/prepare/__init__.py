@@ -6,13 +6,15 @@ import torch
 from torch import nn
 
 from ..fake_quantize import FakeQuantize
+from ..quantized_model import QuantizedModel
 from . import fx_placement, fx_trace, module_placement
 from .batch_norm import freeze_batch_norm
 from .example_run import run_example, unpack
+from .patterns import float_layer
 from .placement import RECOMPUTED_BY_HOOK, Placement, PreparedModel, Report
-from .quantized_parameter import extend
+from .quantized_parameter import extend, float_parameter, weight_fake_quants
 
-__all__ = ["PreparedModel", "Report", "freeze_batch_norm", "prepare", "prepare_qat"]
+__all__ = ["PreparedModel", "Report", "float_parameter", "freeze_batch_norm", "observe_weights", "prepare", "prepare_qat"]
 
 
 def prepare(model, example_inputs, qconfig):
@@ -39,8 +41,7 @@ def _prepare(model, example_inputs, qconfig, *, training):
     run = run_example(prepared, args, kwargs)
     placement = Placement(prepared, qconfig, training)
     _place(placement, run, args, kwargs)
-    for name, reason in run.float_calls:
-        placement.report.add(name, "layer", None, reason)
+    _note_float_layers(placement, run)
     if not placement.quantizes_anything():
         reasons = (
             "\n".join(f"  {row['name'] or 'the model'}: {row['reason']}" for row in placement.report.rows)
@@ -49,6 +50,11 @@ def _prepare(model, example_inputs, qconfig, *, training):
         raise ValueError(f"prepare: there is nothing to quantize in {type(model).__name__}:\n{reasons}")
     extend(prepared, mixin=PreparedModel)
     prepared.torchquant_report = placement.report
+    prepared.torchquant_training = training
+    prepared.torchquant_float_layers = {
+        name: [kind, reason, "requested" if requested else "by design"]
+        for name, (kind, reason, requested) in placement.float_layers.items()
+    }
     for path, module in prepared.named_modules():
         if isinstance(module, FakeQuantize):
             module.name = path
@@ -57,16 +63,30 @@ def _prepare(model, example_inputs, qconfig, *, training):
     return prepared
 
 
+def _note_float_layers(placement, run):
+    for call in run.calls:
+        if layer := float_layer(call.module):
+            placement.keep_float(call.path, layer, f"there is no integer kernel for {type(call.module).__name__}")
+    for call in run.float_calls:
+        placement.keep_float(call.owner, call.layer, call.reason, call.name)
+
+
 def _check(model):
     if not isinstance(model, nn.Module):
         raise TypeError(f"prepare: model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("prepare: model must be the Python module, got a TorchScript module")
     for path, module in model.named_modules():
+        where = path or "the model itself"
         if isinstance(module, (PreparedModel, FakeQuantize)):
-            raise ValueError(
-                f"prepare: the model is prepared already ({path or 'the model itself'} is); prepare the float model"
-            )
+            raise ValueError(f"prepare: the model is prepared already ({where} is); prepare the float model")
+        if isinstance(module, (QuantizedModel, torch.jit.ScriptModule)):
+            kind = "converted already" if isinstance(module, QuantizedModel) else "a TorchScript module"
+            raise TypeError(f"prepare: model must be made of Python modules, and {where} is {kind}; prepare the float model")
+        for name, value in module.named_parameters(recurse=False):
+            if value.dtype in (torch.float64, torch.complex64, torch.complex128):
+                raise ValueError(
+                    f"prepare: {f'{path}.{name}'.lstrip('.')} is {value.dtype}; allowed are float32, bfloat16 and float16: "
+                    "call model.float() first"
+                )
         for name, value in vars(module).items():
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 raise ValueError(f"prepare: {path}.{name} is {RECOMPUTED_BY_HOOK}".replace(" .", " "))
@@ -84,3 +104,13 @@ def _place(placement, run, args, kwargs):
     else:
         fx_placement.place(placement, graph, run)
         extend(model, graph=fx_trace.forward_of(graph, model, args, kwargs))
+
+
+def observe_weights(prepared):
+    """Takes the scales of weights from the weights as they are now: loading a state_dict or an optimizer may have changed
+    them since. Learned scales stay, and so do those of a model in training whose observers its user has turned off.
+    """
+    for module, parameter, fake_quant in weight_fake_quants(prepared):
+        frozen = prepared.torchquant_training and not fake_quant.observer_enabled
+        if not fake_quant.spec.learnable and not frozen:
+            fake_quant.follow(float_parameter(module, parameter))

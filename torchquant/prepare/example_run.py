@@ -8,7 +8,18 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from .patterns import COMPUTE_FUNCTIONS, FLOAT_LAYERS, FLOAT_PRODUCTS, compute_layer
+from .patterns import (
+    COMPUTE_FUNCTIONS,
+    FLOAT_PRODUCTS,
+    LINEAR,
+    ComputeFunction,
+    ComputeLayer,
+    compute_function,
+    compute_layer,
+    float_layer,
+    is_matrix_layer,
+    operand,
+)
 
 
 @dataclass
@@ -21,10 +32,10 @@ class ModuleCall:
 
 @dataclass
 class FunctionalCall:
-    """F.linear(x, weight) and its like, on a parameter of some module."""
+    """F.linear(x, weight), x @ weight and their like, on a parameter of some module."""
 
     caller: str  # path of the module whose forward made the call
-    function: object
+    compute: ComputeFunction
     owner: str  # path of the module that holds the parameter
     parameter: str
     input: torch.Tensor
@@ -35,11 +46,21 @@ class FunctionalCall:
 
 
 @dataclass
+class FloatCall:
+    """A functional call that is a layer and that nothing can quantize."""
+
+    owner: str  # path of the module whose QConfig and name it has
+    name: str  # of the parameter or function
+    layer: ComputeLayer
+    reason: str
+
+
+@dataclass
 class ExampleRun:
     output: object = None
     calls: list[ModuleCall] = field(default_factory=list)  # holds on to the inputs, so that no two tensors share an id
     functional_calls: list[FunctionalCall] = field(default_factory=list)
-    float_calls: list[tuple[str, str]] = field(default_factory=list)  # (name, why nothing can quantize it)
+    float_calls: list[FloatCall] = field(default_factory=list)
 
     def paths(self):
         return {call.path for call in self.calls}
@@ -95,31 +116,47 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.run = run
         self.running = [("", model)]  # the modules whose forwards are on the stack, and their paths
-        self.owners = {id(parameter): name.rpartition(".") for name, parameter in model.named_parameters()}
+        self.owners = {id(parameter): name.rpartition(".")[::2] for name, parameter in model.named_parameters()}
+        self.derived = {}  # id of a tensor made of stored tensors alone -> (owner, name) of the first of them, the tensor
+        for name, tensor in (*model.named_buffers(), *model.named_parameters()):
+            self.derived[id(tensor)] = name.rpartition(".")[::2], tensor
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         caller, module = self.running[-1]
-        if function in COMPUTE_FUNCTIONS and not compute_layer(module):
-            self._note_layer(caller, function, args, kwargs)
-        elif function in FLOAT_PRODUCTS and not isinstance(module, FLOAT_LAYERS):
-            for operand in pytree.tree_leaves((args, kwargs)):
-                if id(operand) in self.owners:
-                    reason = f"{function.__name__} with a parameter has no integer kernel; F.linear has one"
-                    self.run.float_calls.append(("".join(self.owners[id(operand)]), reason))
-        return function(*args, **kwargs)
+        if not (compute_layer(module) or float_layer(module)):
+            self._note_call(caller, function, args, kwargs)
+        result = function(*args, **kwargs)
+        self._follow_stored(result, args, kwargs)
+        return result
 
-    def _note_layer(self, caller, function, args, kwargs):
-        data = args[0] if args else kwargs["input"]
-        weight = args[1] if len(args) > 1 else kwargs["weight"]
-        if id(weight) in self.owners:
-            owner, _, parameter = self.owners[id(weight)]
-            self.run.functional_calls.append(FunctionalCall(caller, function, owner, parameter, data))
-        else:
-            name = f"{caller}.{function.__name__}".lstrip(".")
-            self.run.float_calls.append(
-                (name, f"the weight of this {COMPUTE_FUNCTIONS[function].kind} is not a parameter itself")
-            )
+    def _note_call(self, caller, function, args, kwargs):
+        compute = compute_function(function)
+        weight = operand(args, kwargs, compute.weight) if compute else None
+        if id(weight) in self.owners and (function in COMPUTE_FUNCTIONS or is_matrix_layer(function, args, kwargs, weight)):
+            owner, parameter = self.owners[id(weight)]
+            self.run.functional_calls.append(FunctionalCall(caller, compute, owner, parameter, operand(args, kwargs, compute.input)))
+        elif function in COMPUTE_FUNCTIONS:
+            self._note_computed_weight(caller, function, weight, compute.layer)
+        elif function in FLOAT_PRODUCTS:
+            for factor in pytree.tree_leaves((args, kwargs)):
+                if id(factor) in self.owners:
+                    reason = f"{function.__name__} with this parameter has no integer kernel; F.linear and x @ weight have one"
+                    self.run.float_calls.append(FloatCall(*self.owners[id(factor)], LINEAR, reason))
+
+    def _note_computed_weight(self, caller, function, weight, layer):
+        if id(weight) not in self.derived:
+            return  # the model computes it from its input: a product of two activations, float by design
+        (owner, name), _ = self.derived[id(weight)]
+        reason = f"the weight of this {layer.kind} is not a parameter itself; torch.nn.utils.parametrize can make it one"
+        self.run.float_calls.append(FloatCall(owner, name, layer, reason))
+
+    def _follow_stored(self, result, args, kwargs):
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if tensors and all(id(tensor) in self.derived for tensor in tensors):
+            for leaf in pytree.tree_leaves(result):
+                if isinstance(leaf, torch.Tensor):
+                    self.derived.setdefault(id(leaf), (self.derived[id(tensors[0])][0], leaf))
 
 
 def run_example(model, args, kwargs):

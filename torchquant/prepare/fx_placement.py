@@ -27,10 +27,13 @@ from .patterns import (
     COMPUTE_FUNCTIONS,
     Kind,
     averages_space,
+    compute_function,
     compute_layer,
+    is_matrix_layer,
     kind_of_function,
     kind_of_method,
     kind_of_module,
+    operand,
 )
 from .quantized_parameter import add_submodule
 
@@ -88,6 +91,8 @@ class _Placer:
             kind = kind_of_method(node.target, node.kwargs)
         else:
             return Kind.FLOAT
+        if self._is_matrix_layer(node):
+            return Kind.COMPUTE
         if kind in (Kind.FLOAT, Kind.METADATA, Kind.COMPUTE):
             return kind
         return self._kind_in_use(node, kind)
@@ -98,20 +103,41 @@ class _Placer:
             return Kind.METADATA if not _holds_tensors(node) else Kind.FLOAT  # arithmetic on sizes or with a number
         if kind in (Kind.ADD, Kind.MUL) and len(inputs) != 2:
             return Kind.FLOAT
+        if kind is Kind.ADD and self._adds_bias(*inputs):
+            return Kind.NORM  # joins the product's group in the same way
         if node.target in ("mean", torch.mean):
             dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
             return kind if averages_space(dims, inputs[0].meta["value"].dim()) else Kind.FLOAT
         indices = [x for x in node.all_input_nodes if x not in inputs and isinstance(x.meta.get("value"), torch.Tensor)]
         return Kind.FLOAT if indices else kind  # indexing by a tensor is a gather
 
+    def _is_matrix_layer(self, node):
+        if node.op not in ("call_function", "call_method") or node.target in COMPUTE_FUNCTIONS or not compute_function(node.target):
+            return False
+        weight = self._parameter(operand(node.args, node.kwargs, compute_function(node.target).weight))
+        return weight is not None and is_matrix_layer(node.target, node.args, node.kwargs, weight)
+
+    def _adds_bias(self, product, bias):
+        """Whether this is x @ weight + bias, which the converter runs as one layer."""
+        bias = self._parameter(bias)
+        return self._is_matrix_layer(product) and bias is not None and bias.shape == product.meta["value"].shape[-1:]
+
+    def _parameter(self, node):
+        """The parameter that a node reads, None for any other value."""
+        if getattr(node, "op", None) != "get_attr":
+            return None
+        path, _, name = node.target.rpartition(".")
+        return self.model.get_submodule(path)._parameters.get(name)
+
     def _quantize_layer(self, node):
         if node.op == "call_module":
             path, parameter, layer = node.target, "weight", compute_layer(self.model.get_submodule(node.target))
         else:
-            layer, weight = COMPUTE_FUNCTIONS[node.target], _argument(node, 1, "weight")
-            path, _, parameter = str(getattr(weight, "target", "")).rpartition(".")
-            if getattr(weight, "op", None) != "get_attr" or parameter not in self.model.get_submodule(path)._parameters:
+            compute = compute_function(node.target)
+            layer, weight = compute.layer, operand(node.args, node.kwargs, compute.weight)
+            if self._parameter(weight) is None:
                 return None  # the example run has reported it
+            path, _, parameter = weight.target.rpartition(".")
         settings = self.placement.settings(path, layer)
         if settings is not None:
             self.placement.quantize_weight(path, parameter, layer, settings)
@@ -179,7 +205,7 @@ class _Placer:
     def _reads_as(self, user, node):
         """The spec of the codes that `user` reads `node` as, None if it reads floats."""
         if self.kinds[user] is Kind.COMPUTE:
-            data = _argument(user, 0, "input")
+            data = _data(user)
             return self.settings[user].activation if self._mode(user) == "static" and data is node else None
         if self.fused.get(node) is user or user not in self.integer or node not in _inputs(user, self.kinds[user]):
             return None
@@ -220,7 +246,7 @@ class _Placer:
                 self._emit_static(node, container, made)
         for node in self.nodes:
             if self.kinds[node] is Kind.COMPUTE and self._mode(node) == "dynamic":
-                data, spec = _argument(node, 0, "input"), self.settings[node].activation
+                data, spec = _data(node), self.settings[node].activation
                 if (data, spec) not in made:
                     made[data, spec] = self._insert(data, self._add(container, data, spec))
                     self._report(made[data, spec], data, [user for user in data.users if self._reads_dynamic(user, data, spec)])
@@ -230,7 +256,7 @@ class _Placer:
 
     def _reads_dynamic(self, user, data, spec):
         settings = self.settings.get(user)
-        return settings is not None and settings.activation == spec and _argument(user, 0, "input") is data
+        return settings is not None and settings.activation == spec and _data(user) is data
 
     def _emit_static(self, node, container, made):
         wanted = self.wanted[node]
@@ -295,6 +321,12 @@ def _operation(node):
 
 def _argument(node, position, name):
     return node.args[position] if len(node.args) > position else node.kwargs.get(name)
+
+
+def _data(node):
+    """What a compute node reads besides its weight."""
+    compute = compute_function(node.target) if node.op != "call_module" else None
+    return operand(node.args, node.kwargs, compute.input if compute else (0, "input"))
 
 
 def _inputs(node, kind):

@@ -10,7 +10,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from .example_run import evaluating, repeatable
-from .patterns import COMPUTE_FUNCTIONS, compute_layer
+from .patterns import compute_function, compute_layer
 from .quantized_parameter import GraphForward
 
 
@@ -181,7 +181,7 @@ def _check_calls(graph, run):
     for call in run.calls:
         if compute_layer(call.module) and call.path and not in_leaf(call.path):
             raise Untraceable(f"the traced graph hides the call of {call.path!r}")
-    functional = [node for node in graph.nodes if node.op == "call_function" and node.target in COMPUTE_FUNCTIONS]
+    functional = [node for node in graph.nodes if node.op in ("call_function", "call_method") and compute_function(node.target)]
     read = {argument.target for node in functional for argument in node.all_input_nodes}
     for call in run.functional_calls:
         if not in_leaf(call.caller) and call.path not in read:

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from .input_fake_quants import InputFakeQuants
 from .modules import attention, recurrent, transformer
-from .patterns import COMPUTE_FUNCTIONS, FLOAT_LAYERS, compute_layer, runs_as
+from .patterns import LINEAR, compute_function, compute_layer, operand, runs_as, with_operand
 from .quantized_parameter import add_submodule, extend, functional_input_name
 
 # layers whose forward prepare replaces, unless it is the user's
@@ -18,7 +18,7 @@ _WHOLE = (nn.MultiheadAttention, nn.LSTM, nn.GRU)
 
 
 class FunctionalInputs(nn.Module):
-    """Mixed into a module whose forward calls F.linear and its like on quantized parameters: fake-quantizes the inputs
+    """Mixed into a module whose forward calls F.linear, matmul and their like on quantized parameters: fake-quantizes the inputs
     of those calls.
 
     torch.compile runs such a forward uncompiled, for it cannot follow the mark that a weight carries from its property
@@ -34,16 +34,15 @@ class FunctionalInputs(nn.Module):
 class _FakeQuantizeInputs(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function not in COMPUTE_FUNCTIONS:
-            return function(*args, **kwargs)
-        given = dict(zip(("input", "weight"), args)) | kwargs
-        weight = given["weight"]
-        fake_quant = weight.__dict__.pop("torchquant_input", None)  # put back below: a caller's own mode must not see it
+        compute = compute_function(function)
+        weight = operand(args, kwargs, compute.weight) if compute else None
+        # put back below: a caller's own mode must not see it
+        fake_quant = weight.__dict__.pop("torchquant_input", None) if isinstance(weight, torch.Tensor) else None
         if fake_quant is None:
             return function(*args, **kwargs)
-        given["input"] = fake_quant(given["input"])
+        args, kwargs = with_operand(args, kwargs, compute.input, fake_quant(operand(args, kwargs, compute.input)))
         try:
-            return function(given.pop("input"), given.pop("weight"), *args[2:], **given)
+            return function(*args, **kwargs)
         finally:
             weight.torchquant_input = fake_quant
 
@@ -61,11 +60,9 @@ def place(placement, run, scope=""):
         elif runs_as(module, nn.LSTM) or runs_as(module, nn.GRU):
             recurrent.place(placement, path, module, calls.get(path))
         elif isinstance(module, _WHOLE):
-            placement.report.add(path, "layer", None, f"{type(module).__name__} has a forward of its own")
+            placement.keep_float(path, LINEAR, f"{type(module).__name__} has a forward of its own")
         elif compute_layer(module) and not _is_attention_output(model, path):
             _place_layer(placement, inputs, path, module, calls.get(path))
-        elif isinstance(module, FLOAT_LAYERS):
-            placement.report.add(path, "layer", None, f"there is no integer kernel for {type(module).__name__}")
     for call in run.functional_calls:
         if _within(call.caller, scope):
             _place_functional(placement, inputs, call)
@@ -97,7 +94,7 @@ def _place_layer(placement, inputs, path, module, call):
 
 
 def _place_functional(placement, inputs, call):
-    layer = COMPUTE_FUNCTIONS[call.function]
+    layer = call.compute.layer
     settings = placement.settings(call.owner, layer)
     if settings is None:
         return

@@ -32,11 +32,22 @@ class Kind(enum.Enum):
 class ComputeLayer:
     kind: str
     weight_axis: int  # of the output channels
-    modes: frozenset[str]  # how the kernels can run it: "static", "dynamic", "weight_only"
+    modes: frozenset[str]  # how the kernels can run it, or how it would have to run: "static", "dynamic", "weight_only"
+    input_axis: int = -1  # of the weight: what groups of a group-wise scale run along
+
+
+@dataclass(frozen=True)
+class ComputeFunction:
+    """A function that computes a layer, and where among its arguments the operands are: (position, name)."""
+
+    layer: ComputeLayer
+    input: tuple[int, str] = (0, "input")
+    weight: tuple[int, str] = (1, "weight")
 
 
 _CONV = frozenset({"static"})
 LINEAR = ComputeLayer("linear", 0, frozenset({"static", "dynamic", "weight_only"}))
+MATRIX = ComputeLayer("linear", 1, LINEAR.modes, input_axis=0)  # x @ weight, whose rows are the inputs
 EMBEDDING = ComputeLayer("embedding", 0, frozenset({"weight_only"}))
 COMPUTE_MODULES = {
     nn.Linear: LINEAR,
@@ -46,25 +57,40 @@ COMPUTE_MODULES = {
     nn.ConvTranspose2d: ComputeLayer("conv_transpose2d", 1, _CONV),
     nn.Embedding: EMBEDDING,
 }
-# all take (input, weight, ...)
 COMPUTE_FUNCTIONS = {
-    F.linear: LINEAR,
-    F.conv1d: COMPUTE_MODULES[nn.Conv1d],
-    F.conv2d: COMPUTE_MODULES[nn.Conv2d],
-    F.conv_transpose1d: COMPUTE_MODULES[nn.ConvTranspose1d],
-    F.conv_transpose2d: COMPUTE_MODULES[nn.ConvTranspose2d],
-    F.embedding: EMBEDDING,
+    F.linear: ComputeFunction(LINEAR),
+    F.conv1d: ComputeFunction(COMPUTE_MODULES[nn.Conv1d]),
+    F.conv2d: ComputeFunction(COMPUTE_MODULES[nn.Conv2d]),
+    F.conv_transpose1d: ComputeFunction(COMPUTE_MODULES[nn.ConvTranspose1d]),
+    F.conv_transpose2d: ComputeFunction(COMPUTE_MODULES[nn.ConvTranspose2d]),
+    F.embedding: ComputeFunction(EMBEDDING),
 }
+_MATMUL = ComputeFunction(MATRIX, (0, "input"), (1, "other"))
+_MM = ComputeFunction(MATRIX, (0, "input"), (1, "mat2"))
+_ADDMM = ComputeFunction(MATRIX, (1, "mat1"), (2, "mat2"))
+# Layers only where the second operand is a two-dimensional parameter; see is_matrix_layer.
+_MATRIX_PRODUCTS = {
+    torch.matmul: _MATMUL, torch.Tensor.matmul: _MATMUL, torch.Tensor.__matmul__: _MATMUL, operator.matmul: _MATMUL, "matmul": _MATMUL,
+    torch.mm: _MM, torch.Tensor.mm: _MM, "mm": _MM,
+    torch.addmm: _ADDMM, torch.Tensor.addmm: _ADDMM, "addmm": _ADDMM,
+}  # fmt: skip
 # Products that are layers too when an operand is a parameter, and that have no kernel.
 FLOAT_PRODUCTS = frozenset({
     torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum, torch.mv, torch.conv3d, F.bilinear,
     torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__, torch.Tensor.mm,
     torch.Tensor.bmm, torch.Tensor.addmm, torch.Tensor.mv,
 })  # fmt: skip
-# Layers with weights and no integer kernel. They are named in the report, so that nobody takes them for quantized.
-FLOAT_LAYERS = (
-    nn.Conv3d, nn.ConvTranspose3d, nn.Bilinear, nn.EmbeddingBag, nn.RNN, nn.RNNCell, nn.LSTMCell, nn.GRUCell,
-)  # fmt: skip
+# Layers with weights and no integer kernel, each as a QConfig that asks for it would see it.
+FLOAT_LAYERS = {
+    nn.Conv3d: ComputeLayer("conv3d", 0, _CONV),
+    nn.ConvTranspose3d: ComputeLayer("conv_transpose3d", 1, _CONV),
+    nn.Bilinear: ComputeLayer("bilinear", 0, LINEAR.modes),
+    nn.EmbeddingBag: ComputeLayer("embedding_bag", 0, EMBEDDING.modes),
+    nn.RNN: ComputeLayer("rnn", 0, LINEAR.modes),
+    nn.RNNCell: ComputeLayer("rnn_cell", 0, LINEAR.modes),
+    nn.LSTMCell: ComputeLayer("lstm_cell", 0, LINEAR.modes),
+    nn.GRUCell: ComputeLayer("gru_cell", 0, LINEAR.modes),
+}
 
 _MODULES = {
     Kind.NORM: (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm),
@@ -123,6 +149,39 @@ def compute_layer(module):
     return None
 
 
+def float_layer(module):
+    """The entry of FLOAT_LAYERS for a module, None for any other."""
+    return next((layer for cls, layer in FLOAT_LAYERS.items() if isinstance(module, cls)), None)
+
+
+def compute_function(function):
+    """What a function, or a method of tensors given by its name, computes; None for any that is no layer."""
+    if not _hashable(function):
+        return None
+    return COMPUTE_FUNCTIONS.get(function) or _MATRIX_PRODUCTS.get(function)
+
+
+def is_matrix_layer(function, arguments, keywords, weight):
+    """Whether a product with the parameter `weight` is a layer that the kernels run: all of x @ weight, plain or with a bias."""
+    compute = compute_function(function)
+    scaled = any(keywords.get(name, 1) != 1 for name in ("alpha", "beta")) or "out" in keywords
+    return compute is not None and compute.layer is MATRIX and weight.dim() == 2 and not scaled
+
+
+def operand(arguments, keywords, place):
+    """The argument at a ComputeFunction's `input` or `weight`."""
+    position, name = place
+    return arguments[position] if len(arguments) > position else keywords.get(name)
+
+
+def with_operand(arguments, keywords, place, value):
+    """(arguments, keywords) with another value there."""
+    position, name = place
+    if len(arguments) > position:
+        return (*arguments[:position], value, *arguments[position + 1 :]), keywords
+    return arguments, {**keywords, name: value}
+
+
 def runs_as(module, cls):
     """Whether a module is a `cls` that has not been given another forward."""
     return isinstance(module, cls) and type(module).forward is cls.forward
@@ -139,7 +198,7 @@ def kind_of_module(module):
 
 def kind_of_function(function, arguments, keywords):
     if function in COMPUTE_FUNCTIONS:
-        return Kind.COMPUTE
+        return Kind.COMPUTE  # the matrix products are judged by their operands
     if f"{getattr(function, '__module__', None)}.{getattr(function, '__name__', None)}" in _IDENTITY_BY_NAME:
         return Kind.IDENTITY
     kind = _FUNCTION_KINDS.get(function, Kind.FLOAT) if _hashable(function) else Kind.FLOAT

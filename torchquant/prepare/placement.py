@@ -54,33 +54,54 @@ class Placement:
         self.model, self.training = model, training
         self.qconfigs = as_mapping(qconfig).resolve(model, training=training)  # path -> QConfig or None
         self.report = Report("torch.fx")
+        self.float_layers = {}  # layer -> (kind, reason, whether the QConfig asks to quantize it)
         self._settings = {}
         self._weights = {}  # id of a parameter -> (its fake-quant, the path that got it first)
 
     def wants_activations(self):
         return any(qconfig is not None and qconfig.activation is not None for qconfig in self.qconfigs.values())
 
+    def keep_float(self, path, layer: ComputeLayer, reason, name=None):
+        """Notes a layer without an integer kernel that the module at `path` runs, for the report and the converter's receipt."""
+        asked = self._mode(path, layer)
+        requested = asked in layer.modes
+        self._note_float(path or name or "", layer.kind, reason if requested else self._why_not_asked(asked, layer), requested)
+
+    def _note_float(self, name, kind, reason, requested):
+        self.report.add(name, "layer", None, reason)
+        if requested or not self.float_layers.get(name, (None, None, False))[2]:
+            self.float_layers[name] = (kind, reason, requested)
+
     def settings(self, path, layer: ComputeLayer):
         """How the layer whose weight belongs to the module at `path` is to run; None for one that stays float."""
         if (path, layer.kind) not in self._settings:
             settings = self._decide(path, layer)
             if isinstance(settings, str):
-                self.report.add(path, "layer", None, settings)
+                self._note_float(path, layer.kind, settings, requested=False)
                 settings = None
             self._settings[path, layer.kind] = settings
         return self._settings[path, layer.kind]
 
     def _decide(self, path, layer):
+        mode = self._mode(path, layer)
+        if mode not in layer.modes:
+            return self._why_not_asked(mode, layer)
+        qconfig = self.qconfigs[path]
+        return LayerSettings(mode, None if mode == "weight_only" else qconfig.activation, qconfig.weight)
+
+    def _mode(self, path, layer):
+        """How the QConfig of the module at `path` asks to run a layer, None for float."""
         qconfig = self.qconfigs.get(path)
         if qconfig is None:
+            return None
+        if qconfig.activation is None or layer.modes == {"weight_only"}:  # an index is no activation
+            return "weight_only"
+        return "dynamic" if qconfig.activation.dynamic else "static"
+
+    def _why_not_asked(self, mode, layer):
+        if mode is None:
             return "the QConfig keeps it float"
-        activation = qconfig.activation
-        mode = "weight_only" if activation is None else "dynamic" if activation.dynamic else "static"
-        if layer.modes == {"weight_only"}:
-            mode, activation = "weight_only", None  # an index is no activation
-        if mode not in layer.modes:
-            return f"there is no {mode} kernel for {layer.kind}"
-        return LayerSettings(mode, activation, qconfig.weight)
+        return f"a {mode.replace('_', '-')} QConfig quantizes linear and recurrent layers and embeddings, no {layer.kind}"
 
     def quantize_weight(self, path, parameter, layer: ComputeLayer, settings: LayerSettings):
         """Gives a parameter its fake-quant and makes it read as the fake-quantized value. A parameter that has two
@@ -139,12 +160,13 @@ def _weight_spec(spec, layer, name, weight):
     if spec.group_size is not None:
         if "weight_only" not in layer.modes:
             raise ValueError(f"prepare: {name}: {layer.kind} has no kernel for groups of weights; give it per-channel weights")
-        if weight.size(-1) % spec.group_size:
+        inputs = weight.size(layer.input_axis)
+        if inputs % spec.group_size:
             raise ValueError(
-                f"prepare: {name}: group_size={spec.group_size} does not divide its last dimension, {weight.size(-1)}; "
+                f"prepare: {name}: group_size={spec.group_size} does not divide its number of inputs, {inputs}; "
                 "choose another group_size or keep the layer float with QConfigMapping.set_module_name(..., None)"
             )
-        return spec
+        return spec if layer.input_axis == -1 else replace(spec, axis=layer.input_axis)
     # per channel means the output channels, whose axis depends on the layer
     return spec if spec.axis is None else replace(spec, axis=layer.weight_axis)
 

@@ -14,6 +14,7 @@ import types
 import weakref
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from ..fake_quantize import FakeQuantize
@@ -106,6 +107,8 @@ def _make_class(recipe):
         "_torchquant_recipe": recipe,
         **properties,
     }
+    if recipe.parameters:
+        members["register_parameter"] = _register_parameter
     if recipe.graph is not None:
         members["forward"] = recipe.graph.function
     return types.new_class(
@@ -135,6 +138,33 @@ def _quantized_parameter(base, name, marked):
 
 def weight_fake_quant_name(parameter):
     return f"{parameter}_fake_quant"
+
+
+def float_parameter(module, name):
+    """The parameter `name` of a prepared module as the optimizer holds it, in float.
+
+    On a prepared model `module.weight` reads as a fake-quantized copy: writing into it or asking for its `.grad` leaves the
+    parameter alone. Write to, prune or inspect `float_parameter(module, "weight")`. (A parametrized parameter has its
+    originals in `module.parametrizations`; this gives the value that they make.)
+    """
+    recipe = recipe_of(module)
+    parametrized = getattr(recipe.base if recipe else type(module), name, None)
+    if isinstance(parametrized, property):
+        return parametrized.fget(module)
+    if name not in module._parameters:
+        raise AttributeError(f"float_parameter: {type(module).__name__} has no parameter {name!r}")
+    return module._parameters[name]
+
+
+def weight_fake_quants(model):
+    """(module, parameter name, fake-quant) for every fake-quantized parameter."""
+    suffix = weight_fake_quant_name("")
+    for module in model.modules():
+        for name, child in module._modules.items():
+            parameter = name.removesuffix(suffix)
+            quantizes = isinstance(child, FakeQuantize) and name != parameter
+            if quantizes and (parameter in module._parameters or (recipe_of(module) and parameter in recipe_of(module).parameters)):
+                yield module, parameter, child
 
 
 def functional_input_name(parameter):
@@ -170,6 +200,16 @@ def _reduce_ex(self, protocol):
 def _rebuild(recipe, *arguments):
     cls = _class_of(recipe)
     return cls.__new__(cls, *arguments)
+
+
+def _register_parameter(self, name, param):
+    """torch.nn.utils.prune and its like make a new parameter of what they read, which here is a fake-quantized copy."""
+    if isinstance(param, torch.Tensor) and not isinstance(param, nn.Parameter):
+        raise TypeError(
+            f"{recipe_of(self).base.__name__}.{name}: a fake-quantized value cannot become a parameter; change (prune, parametrize) "
+            "the float model before prepare, or write to torchquant.float_parameter(module, name)"
+        )
+    super(_class_of(recipe_of(self)), self).register_parameter(name, param)
 
 
 def _refuse_scripting(self):
