@@ -216,6 +216,8 @@ std::optional<int64_t> rank_of(const Conversion& conversion, const Value* value)
                      "constant_pad_nd",
                      "upsample_nearest1d",
                      "upsample_nearest2d",
+                     "upsample_linear1d",
+                     "upsample_bilinear2d",
                      "leaky_relu",
                      "clamp"}) ||
       node->kind() == kind::fake_quantize || node->kind() == kind::quantize || node->kind() == kind::dequantize) {
