@@ -58,6 +58,7 @@ constexpr Pass kPasses[] = {
     {"lower_weight_only_linear", conversion::lower_weight_only_linear},
     {"lower_embedding", conversion::lower_embedding},
     {"lower_average_pool", conversion::lower_average_pool},
+    {"lower_resize", conversion::lower_resize},
     {"lower_add", conversion::lower_add},
     {"lower_mul", conversion::lower_mul},
     {"lower_pointwise", conversion::lower_pointwise},

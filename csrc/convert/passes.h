@@ -36,6 +36,8 @@ void lower_embedding(Conversion& conversion);
 
 // Average pools of quantized tensors.
 void lower_average_pool(Conversion& conversion);
+// Linear and bilinear resizes of quantized tensors.
+void lower_resize(Conversion& conversion);
 // add and mul of two quantized tensors.
 void lower_add(Conversion& conversion);
 void lower_mul(Conversion& conversion);

@@ -1,4 +1,4 @@
-// Static integer layers; see requantize.h.
+// From the results of integer ops to output codes; see requantize.h.
 #include "convert/requantize.h"
 
 #include "ATen/TensorOperators.h"
@@ -74,6 +74,35 @@ void emit_static_layer(Conversion& conversion, const StaticLayer& layer, const s
                  .inputs = {layer.x.path},
                  .output = epilogue.output_path};
   if (epilogue.residual) row.inputs.push_back(epilogue.residual->path);
+  conversion.set_lowered(out->node(), std::move(row));
+  replace_nodes(epilogue, out);
+}
+
+void emit_requantized(Conversion& conversion, Node* node, const Quantized& x, const std::string& op,
+                      const std::vector<Argument>& own_inputs, std::vector<Argument> own_arguments, ReceiptRow row) {
+  Epilogue epilogue;
+  epilogue.nodes.push_back(node);
+  Node* user = sole_user(node->output());
+  const auto output =
+      user && user->kind() == kind::quantize ? quantize_params(conversion, user) : std::optional<QuantParams>();
+  if (output) {
+    epilogue.output = *output;
+    epilogue.output_path = quantize_path(user);
+    epilogue.nodes.push_back(user);
+  }
+  const QuantParams& y = epilogue.output;
+  std::vector<Argument> inputs{x.codes};
+  inputs.insert(inputs.end(), own_inputs.begin(), own_inputs.end());
+  std::vector<Argument> arguments = std::move(own_arguments);
+  arguments.insert(arguments.end(), {{"x_zero_point", x.params.zero_point},
+                                     {"multiplier", static_cast<double>(x.params.scale / y.scale)},
+                                     {"output_zero_point", y.zero_point},
+                                     {"output_quant_min", y.quant_min},
+                                     {"output_quant_max", y.quant_max},
+                                     {"output_dtype", y.dtype}});
+  Value* out = insert_before(epilogue.last(), "torchquant::" + op, inputs, arguments);
+  row.inputs = {x.path};
+  row.output = epilogue.output_path;
   conversion.set_lowered(out->node(), std::move(row));
   replace_nodes(epilogue, out);
 }

@@ -1,5 +1,5 @@
-// The constants of a static integer layer: what turns its int32 sums into output codes. Called by the passes that lower
-// convolutions and linear layers.
+// The constants that turn what an integer op computed into output codes. Called by the passes that lower convolutions,
+// linear layers, average pools and resizes.
 #pragma once
 
 #include "convert/epilogue.h"
@@ -31,5 +31,10 @@ StaticLayer read_static_layer(const Conversion& conversion, const Shapes& shapes
 // Inserts the fused op with its own arguments and the shared ones, replaces the nodes and writes the receipt's row.
 void emit_static_layer(Conversion& conversion, const StaticLayer& layer, const std::string& op, const std::string& kind,
                        std::vector<Argument> own_arguments);
+
+// Inserts `op`, which averages or interpolates the codes x, in the place of `node` and of the quantize behind it, if
+// one follows; its own inputs and arguments, then the zero point of x, s_x / s_y and the output's parameters.
+void emit_requantized(Conversion& conversion, Node* node, const Quantized& x, const std::string& op,
+                      const std::vector<Argument>& own_inputs, std::vector<Argument> own_arguments, ReceiptRow row);
 
 }  // namespace torchquant::conversion

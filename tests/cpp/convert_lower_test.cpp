@@ -187,6 +187,30 @@ TEST(LowerAveragePool, RequantizesTheSum) {
             kCodesText + "%2 = torchquant::quantized_adaptive_avg_pool(%1, [1], 3, 0.5, 0, 0, 255, 6)\nreturn %2\n");
 }
 
+TEST(LowerResize, RequantizesLinearAndBilinear) {
+  EXPECT_EQ(lowered(std::string(kCodes) + kFloats +
+                        "y = torch.upsample_bilinear2d(d, [4, 6], True, scale_factors=None)\n" + kOutput,
+                    lower_resize),
+            kCodesText +
+                "%2 = torchquant::quantized_resize_linear(%1, [4, 6], True, None, 3, 0.25, 10, 0, 255, 0)\n"
+                "return %2\n");
+  EXPECT_EQ(
+      lowered(std::string(kCodes) + kFloats + "return torch.upsample_linear1d(d, None, False, scale_factors=[2.0])",
+              lower_resize),
+      kCodesText +
+          "%2 = torchquant::quantized_resize_linear(%1, None, False, [2.], 3, 0.5, 0, 0, 255, 6)\n"
+          "return %2\n");
+}
+
+TEST(LowerResize, LeavesCubicResizesAndFloatsAlone) {
+  const std::string cubic =
+      lowered(std::string(kCodes) + kFloats + "return torch.upsample_bicubic2d(d, [4, 6], False, None)", lower_resize);
+  EXPECT_THAT(cubic, HasSubstr("aten::upsample_bicubic2d("));
+  const std::string floats =
+      lowered("return torch.upsample_bilinear2d(x, [4, 6], False, scale_factors=None)", lower_resize);
+  EXPECT_THAT(floats, HasSubstr("aten::upsample_bilinear2d(x"));
+}
+
 TEST(LowerAdd, KeepsTheOrderOfTheOperands) {
   const std::string body = std::string(kCodes) + kFloats +
                            "e = torchquant.dequantize(q, self.ys, self.yz, dtype=6)\ny = torch.relu6(e + d)\n" +

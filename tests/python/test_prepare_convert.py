@@ -78,6 +78,23 @@ class Convolutional(nn.Module):
         return self.last(F.dropout(self.elu(x), 0.2, self.training).mean((2, 3)))
 
 
+class Segmentation(nn.Module):
+    """The decoder of a segmentation network: features of two sizes, resized to one, and the result to the image's."""
+
+    def __init__(self):
+        super().__init__()
+        self.high, self.low, self.context = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 4, 1)
+        self.head = nn.Conv2d(12, 5, 1)
+
+    def forward(self, x):
+        high = F.relu(self.high(x))
+        low = F.relu(self.low(high))
+        context = F.relu(self.context(F.adaptive_avg_pool2d(low, 1)))
+        context = F.interpolate(context, size=low.shape[-2:], mode="bilinear", align_corners=False)
+        up = F.interpolate(torch.cat([low, context], 1), size=high.shape[-2:], mode="bilinear", align_corners=False)
+        return F.interpolate(self.head(up), scale_factor=2.0, mode="bilinear")
+
+
 TOKENS = torch.randint(20, (2, 6))
 CASES = [
     pytest.param(lambda: Recurrent(nn.LSTM), TOKENS, id="lstm"),
@@ -158,3 +175,14 @@ class JoinsInALoop(nn.Module):
 def test_a_list_that_a_loop_appends_to_keeps_all_its_elements():
     quantized = assert_converts(JoinsInALoop(), torch.randn(3, 3, 6), tq.qconfigs.int8_static(), tolerance=0.02)
     assert quantized(torch.randn(2, 3, 6)).shape == (2, 5, 18)
+
+
+def test_segmentation_stays_in_integers_between_its_layers():
+    inputs = torch.randn(2, 3, 9, 12)
+    quantized = assert_converts(Segmentation(), inputs, tq.qconfigs.int8_static(), tolerance=0.02)
+    kinds = [node.kind() for node in quantized.script.graph.nodes()]
+    assert kinds.count("torchquant::quantized_resize_linear") == 2
+    assert kinds.count("aten::upsample_bilinear2d") == 1  # of the logits, which are floats
+    assert kinds.count("torchquant::quantize") == 1 and "torchquant::dequantize" not in kinds
+    other = torch.randn(1, 3, 6, 5)
+    assert quantized(other).shape == (1, 5, 12, 10)  # sizes are the input's, not the example's

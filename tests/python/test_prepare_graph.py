@@ -128,6 +128,44 @@ def test_a_residual_stream_of_floats_is_not_quantized():
     assert kept_float(prepared)["add"] == "only float operations read it"
 
 
+@pytest.mark.parametrize(
+    ("resize", "own"),
+    [
+        (lambda x: F.interpolate(x, scale_factor=2.0), False),
+        (lambda x: F.interpolate(x, (5, 7), None, "bilinear"), True),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), True),
+        (nn.UpsamplingBilinear2d((5, 7)), True),
+    ],
+)
+def test_smooth_resizes_have_their_own_qparams_and_nearest_ones_their_inputs(resize, own):
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last, self.resize = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), resize
+
+        def forward(self, x):
+            return self.last(self.resize(self.first(x)))
+
+    prepared = prepare(Decoder(), torch.randn(1, 3, 4, 4))
+    assert len(placed(prepared, "activation")) == 2 + own
+
+
+@pytest.mark.parametrize(
+    "settings", [{"mode": "bicubic"}, {"mode": "bilinear", "antialias": True}, {"mode": "nearest-exact"}], ids=str
+)
+def test_other_resizes_stay_float(settings):
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return self.last(F.interpolate(self.first(x), (5, 7), **settings))
+
+    prepared = prepare(Decoder(), torch.randn(1, 3, 4, 4))
+    assert set(placed(prepared, "activation")) == {"x", "interpolate"}
+
+
 def test_squeeze_and_excite_products_are_quantized():
     class SqueezeExcite(nn.Module):
         def __init__(self):

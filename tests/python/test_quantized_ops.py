@@ -555,3 +555,79 @@ def test_adaptive_avg_pool_equals_the_contract(shape, output_size, dtype):
         v[(slice(None), slice(None), *position)] = np.float32(part.sum(-1)) * (np.float32(1.3) / np.float32(part.shape[-1]))
     actual = ops.quantized_adaptive_avg_pool(x, output_size=output_size, x_zero_point=zero_point, multiplier=1.3, **U8)
     assert_same_codes(actual, v, U8)
+
+
+# shape, output_size or scale factors
+RESIZES = {
+    "up": ((2, 5, 4, 7), [9, 16], None),
+    "down": ((1, 17, 16, 15), [5, 4], None),
+    "one pixel": ((2, 3, 1, 1), [5, 3], None),
+    "to one pixel": ((1, 3, 6, 5), [1, 1], None),
+    "one axis": ((1, 33, 6, 5), [6, 11], None),
+    "scale factors": ((1, 4, 7, 9), None, [2.0, 1.7]),
+    "length": ((2, 6, 10), [23], None),
+    "length scaled": ((2, 6, 10), None, [0.6]),
+}
+
+
+def torch_resize(x, output_size, align_corners, scale_factors):
+    resize = torch.ops.aten.upsample_bilinear2d.vec if x.dim() == 4 else torch.ops.aten.upsample_linear1d.vec
+    return resize(x, output_size, align_corners, scale_factors)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("name", RESIZES)
+def test_resize_positions_are_those_of_torch(name, align_corners):
+    shape, output_size, scale_factors = RESIZES[name]
+    x = random_codes(*shape, dtype=torch.uint8)
+    out = ops.quantized_resize_linear(
+        x, output_size, align_corners, scale_factors, x_zero_point=100, multiplier=1.0, output_dtype=torch.float32
+    )
+    # Positions in fp64 differ from PyTorch's, so the comparison is with its fp32; only the rounding of the sum may differ.
+    torch.testing.assert_close(out, torch_resize(x.float() - 100, output_size, align_corners, scale_factors), rtol=0, atol=1e-4)
+
+
+def linear_taps(in_size, out_size, align_corners, scale_factor):
+    """Neighbours and weights of every output position, in fp32 and in PyTorch's order of operations."""
+    f32 = np.float32
+    if align_corners:
+        ratio = f32(in_size - 1) / f32(out_size - 1) if out_size > 1 else f32(0)
+    else:
+        ratio = f32(1 / scale_factor) if scale_factor else f32(in_size) / f32(out_size)
+    out = np.arange(out_size, dtype=np.float32)
+    position = ratio * out if align_corners else np.maximum(ratio * (out + f32(0.5)) - f32(0.5), f32(0))
+    first = np.minimum(position.astype(np.int64), in_size - 1)
+    weight = np.clip(position - first.astype(np.float32), f32(0), f32(1))
+    if in_size == out_size:
+        first, weight = np.arange(out_size), np.zeros(out_size, np.float32)
+    return first, np.minimum(first + 1, in_size - 1), f32(1) - weight, weight
+
+
+def interpolate(values, axis, taps):
+    first, second, first_weight, second_weight = taps
+    shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+    a = np.take(values, first, axis) * first_weight.reshape(shape)
+    b = np.take(values, second, axis)
+    return reference.fmaf(b, np.broadcast_to(second_weight.reshape(shape), b.shape), a)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+@pytest.mark.parametrize("name", RESIZES)
+def test_resize_equals_the_contract(name, dtype, align_corners):
+    shape, output_size, scale_factors = RESIZES[name]
+    x, zero_point = random_codes(*shape, dtype=dtype), zero_point_of(dtype)
+    v = np.float32(x.int().numpy() - zero_point)
+    for i in reversed(range(len(shape) - 2)):  # along the columns first
+        scale_factor = scale_factors[i] if scale_factors else None
+        out_size = int(shape[2 + i] * scale_factor) if scale_factor else output_size[i]
+        v = interpolate(v, 2 + i, linear_taps(shape[2 + i], out_size, align_corners, scale_factor))
+    if len(shape) == 3:
+        v = reference.fmaf(v, np.zeros_like(v), v)  # one row, with itself: nothing is added
+    v = v * np.float32(0.77)
+    for output in (U8, S8):
+        actual = ops.quantized_resize_linear(
+            x, output_size, align_corners, scale_factors, x_zero_point=zero_point, multiplier=0.77, **output
+        )
+        assert_same_codes(actual, v, output)
+        assert actual.movedim(1, -1).is_contiguous()

@@ -103,6 +103,11 @@ ERRORS = [
     ("quantized_avg_pool", 0, {"multiplier": NAN}, "multiplier must be a finite float32, got nan"),
     ("quantized_adaptive_avg_pool", 0, {"output_size": [0, 1]}, "output_size must be at least 1, got [0, 1]"),
     ("quantized_adaptive_avg_pool", 0, {"output_size": [1]}, "x must have 3 dimensions (batch, channels, length)"),
+    ("quantized_resize_linear", 0, {"output_size": None}, "exactly one of output_size and scale_factors must be given"),
+    ("quantized_resize_linear", 0, {"output_size": [4]}, "x must have 3 dimensions (batch, channels, length)"),
+    ("quantized_resize_linear", 0, {"output_size": [4, 0]}, "the output must have at least one position in each dimension, got 0 for dimension 3"),
+    ("quantized_resize_linear", 1, {"scale_factors": [0.1, 1.0]}, "the output must have at least one position in each dimension, got 0 for dimension 2"),
+    ("quantized_resize_linear", 0, {"multiplier": NAN}, "multiplier must be a finite float32, got nan"),
 ]
 
 

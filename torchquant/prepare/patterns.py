@@ -97,7 +97,7 @@ _MODULES = {
     Kind.ACTIVATION: (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh),
     Kind.TABLE: (nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.Mish, nn.Softplus, nn.Softsign, nn.LogSigmoid),
     Kind.POOL: (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
-    Kind.SHAPE: (nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d, nn.Upsample, nn.ZeroPad1d, nn.ZeroPad2d),
+    Kind.SHAPE: (nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d, nn.ZeroPad1d, nn.ZeroPad2d),
     Kind.IDENTITY: (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Identity),
 }
 _FUNCTIONS = {
@@ -116,7 +116,7 @@ _FUNCTIONS = {
     Kind.SHAPE: (
         operator.getitem, torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.swapaxes, torch.squeeze, torch.unsqueeze,
         torch.chunk, torch.split, torch.unbind, torch.select, torch.narrow, F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d,
-        F.interpolate, F.pad,
+        F.pad,
     ),
     Kind.IDENTITY: (F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout),
     Kind.METADATA: (getattr,),
@@ -190,6 +190,8 @@ def runs_as(module, cls):
 def kind_of_module(module):
     if compute_layer(module):
         return Kind.COMPUTE
+    if isinstance(module, nn.Upsample):
+        return kind_of_resize(mode=module.mode)
     for kind, classes in _MODULES.items():
         if isinstance(module, classes):
             return kind if _passes_codes(kind, vars(module)) else Kind.FLOAT
@@ -202,13 +204,20 @@ def kind_of_function(function, arguments, keywords):
     if f"{getattr(function, '__module__', None)}.{getattr(function, '__name__', None)}" in _IDENTITY_BY_NAME:
         return Kind.IDENTITY
     kind = _FUNCTION_KINDS.get(function, Kind.FLOAT) if _hashable(function) else Kind.FLOAT
-    if function is F.interpolate and keywords.get("mode", arguments[3] if len(arguments) > 3 else "nearest") != "nearest":
-        return Kind.FLOAT
+    if function is F.interpolate:
+        return kind_of_resize(**dict(zip(("size", "scale_factor", "mode"), arguments[1:4])), **keywords)
     if function is F.pad and not _pads_with_zero(
         *arguments[2:], **{k: v for k, v in keywords.items() if k in ("mode", "value")}
     ):
         return Kind.FLOAT
     return kind if _passes_codes(kind, keywords) else Kind.FLOAT
+
+
+def kind_of_resize(mode="nearest", antialias=False, **_):
+    """Nearest resize moves codes; a linear one averages neighbours, like a pool."""
+    if antialias:
+        return Kind.FLOAT
+    return {"nearest": Kind.SHAPE, "linear": Kind.POOL, "bilinear": Kind.POOL}.get(mode, Kind.FLOAT)
 
 
 def kind_of_method(name, keywords):
@@ -217,9 +226,7 @@ def kind_of_method(name, keywords):
 
 
 def _passes_codes(kind, settings):
-    """False for the settings of an operation that leave its kernel: a scaled add, pooling that returns indices, smooth
-    resizing.
-    """
+    """False for the settings of an operation that leave its kernel: a scaled add, pooling that returns indices."""
     if kind is Kind.SHAPE:
         return not settings.get("return_indices") and settings.get("mode", "nearest") in ("nearest", "constant")
     if kind is Kind.ADD:

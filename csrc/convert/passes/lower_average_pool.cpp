@@ -5,12 +5,6 @@
 namespace torchquant::conversion {
 namespace {
 
-std::vector<Argument> output_arguments(const QuantParams& x, const QuantParams& y) {
-  return {{"x_zero_point", x.zero_point},      {"multiplier", static_cast<double>(x.scale / y.scale)},
-          {"output_zero_point", y.zero_point}, {"output_quant_min", y.quant_min},
-          {"output_quant_max", y.quant_max},   {"output_dtype", y.dtype}};
-}
-
 std::vector<Argument> window_arguments(const Conversion& conversion, Node* node, size_t dims) {
   const auto get = [&](const char* name) { return per_dimension(conversion, node, name, dims); };
   std::vector<Argument> arguments{{"kernel_size", get("kernel_size")},
@@ -23,16 +17,6 @@ std::vector<Argument> window_arguments(const Conversion& conversion, Node* node,
 }
 
 void lower(Conversion& conversion, Node* node, const Quantized& x) {
-  Epilogue epilogue;
-  epilogue.nodes.push_back(node);
-  Node* user = sole_user(node->output());
-  const auto output =
-      user && user->kind() == kind::quantize ? quantize_params(conversion, user) : std::optional<QuantParams>();
-  if (output) {
-    epilogue.output = *output;
-    epilogue.output_path = quantize_path(user);
-    epilogue.nodes.push_back(user);
-  }
   const bool adaptive = is_aten(node, {"adaptive_avg_pool1d", "adaptive_avg_pool2d"});
   const size_t dims = is_aten(node, {"avg_pool1d", "adaptive_avg_pool1d"}) ? 1 : 2;
   const std::string op = adaptive ? "quantized_adaptive_avg_pool" : "quantized_avg_pool";
@@ -42,13 +26,8 @@ void lower(Conversion& conversion, Node* node, const Quantized& x) {
   } else {
     arguments = window_arguments(conversion, node, dims);
   }
-  const std::vector<Argument> tail = output_arguments(x.params, epilogue.output);
-  arguments.insert(arguments.end(), tail.begin(), tail.end());
-  Value* out = insert_before(epilogue.last(), "torchquant::" + op, {x.codes}, arguments);
-  conversion.set_lowered(
-      out->node(),
-      {.layer = op_layer(node, "avg_pool"), .kind = "pool", .inputs = {x.path}, .output = epilogue.output_path});
-  replace_nodes(epilogue, out);
+  emit_requantized(conversion, node, x, op, {}, std::move(arguments),
+                   {.layer = op_layer(node, "avg_pool"), .kind = "pool"});
 }
 
 }  // namespace

@@ -121,6 +121,15 @@ def quantized_avg_pool():
     ]
 
 
+@samples_of("quantized_resize_linear")
+def quantized_resize_linear():
+    return [
+        call(codes(2, 3, 4, 5), output_size=[7, 9], align_corners=False, **REQUANTIZE),
+        call(codes(2, 3, 4, 5), output_size=None, align_corners=True, scale_factors=[2.0, 1.5], **REQUANTIZE),
+        call(codes(2, 3, 8), output_size=[5], align_corners=False, **REQUANTIZE),
+    ]
+
+
 @samples_of("quantized_adaptive_avg_pool")
 def quantized_adaptive_avg_pool():
     return [call(codes(2, 3, 8, 7), output_size=[1, 1], **REQUANTIZE), call(codes(2, 3, 8), output_size=[3], **REQUANTIZE)]
