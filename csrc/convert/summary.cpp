@@ -31,13 +31,13 @@ std::string mixed_kind(const Conversion& conversion, const Node* node) {
   return activation_of(conversion, node) ? "activation" : "";
 }
 
-std::optional<ReceiptRow> row_of(const Conversion& conversion, const Node* node) {
-  if (const ReceiptRow* row = conversion.row(node)) return *row;
+std::vector<ReceiptRow> rows_of(const Conversion& conversion, const Node* node) {
+  if (const auto& rows = conversion.rows(node); !rows.empty()) return rows;
   const auto stays_float = [&](const std::string& layer, const std::string& kind, const std::string& reason) {
     const auto known = conversion.float_layers().find(layer);
     const bool prepare_knows = known != conversion.float_layers().end();
-    return ReceiptRow{
-        .layer = layer, .kind = kind, .precision = "float", .reason = prepare_knows ? known->second.reason : reason};
+    return std::vector{ReceiptRow{
+        .layer = layer, .kind = kind, .precision = "float", .reason = prepare_knows ? known->second.reason : reason}};
   };
   if (const Value* weight = layer_weight(node)) {
     return stays_float(layer_of(conversion, weight), layer_kind(conversion, node), "its weight carries no fake-quant");
@@ -49,7 +49,7 @@ std::optional<ReceiptRow> row_of(const Conversion& conversion, const Node* node)
     return stays_float(op_layer(node, kind), kind,
                        std::string(kByDesign) + ": not every tensor around it is quantized");
   }
-  return std::nullopt;
+  return {};
 }
 
 }  // namespace
@@ -58,11 +58,11 @@ Receipt make_receipt(Conversion& conversion) {
   Receipt receipt;
   std::map<std::string, int> uses;
   for (const Node* node : all_nodes(conversion.graph())) {
-    auto row = row_of(conversion, node);
-    if (!row) continue;
-    const int use = ++uses[row->layer];
-    if (use > 1) row->layer.append("#").append(std::to_string(use));
-    receipt.rows.push_back(std::move(*row));
+    for (ReceiptRow& row : rows_of(conversion, node)) {
+      const int use = ++uses[row.layer];
+      if (use > 1) row.layer.append("#").append(std::to_string(use));
+      receipt.rows.push_back(std::move(row));
+    }
   }
   for (const auto& [name, layer] : conversion.float_layers()) {  // what no single op of the graph stands for
     if (!layer.requested || uses.count(name)) continue;
@@ -78,7 +78,7 @@ std::string list_fallbacks(Conversion& conversion) {
   };
   for (const Node* node : all_nodes(conversion.graph())) {
     if (!conversion.is_fallback(node)) continue;
-    const ReceiptRow& row = *conversion.row(node);
+    const ReceiptRow& row = conversion.rows(node).front();
     add(row.layer, row.kind, row.reason);
   }
   for (const auto& [name, layer] : conversion.float_layers()) {

@@ -1,5 +1,7 @@
 """The converter on graphs written by hand to the graph contract: fake-quants on weights and activations, and nothing else of prepare."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
