@@ -55,6 +55,13 @@ void Conversion::set_fallback(const torch::jit::Node* node, const std::string& l
   fallbacks_.insert(node);
 }
 
+void Conversion::merge_rows(const std::vector<torch::jit::Node*>& nodes, const torch::jit::Node* merged) {
+  for (size_t i = 1; i < nodes.size(); ++i) {
+    for (ReceiptRow& row : rows_[nodes[i]]) row.fused.emplace_back("merged");
+  }
+  move_rows(nodes, merged);
+}
+
 void Conversion::move_rows(const std::vector<torch::jit::Node*>& nodes, const torch::jit::Node* island) {
   for (const torch::jit::Node* node : nodes) {
     auto moved = rows_.extract(node);

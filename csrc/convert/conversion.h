@@ -53,6 +53,8 @@ class Conversion {
   // Of a layer that was to be lowered and stays float.
   void set_fallback(const torch::jit::Node* node, const std::string& layer, const std::string& kind,
                     const std::string& reason);
+  // The rows of linear layers become rows of the one op that computes them all; those behind the first say "merged".
+  void merge_rows(const std::vector<torch::jit::Node*>& nodes, const torch::jit::Node* merged);
   // The rows of `nodes` become rows of `island`, in this order.
   void move_rows(const std::vector<torch::jit::Node*>& nodes, const torch::jit::Node* island);
   // One row for a layer, several for an island, none for other nodes.

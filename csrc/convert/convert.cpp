@@ -31,6 +31,7 @@ using torch::jit::Module;
 struct Pass {
   const char* name;
   void (*run)(Conversion&);
+  bool joins_layers = false;  // left out where each layer is to keep an op of its own
 };
 
 // TorchScript's own clean-up. Tuples hide values from the passes, and in-place ops make them mean different things at
@@ -64,7 +65,8 @@ constexpr Pass kPasses[] = {
     {"lower_pointwise", conversion::lower_pointwise},
     {"collect_fallbacks", conversion::collect_fallbacks},
     {"follow_input_device", conversion::follow_input_device},
-    {"form_islands", conversion::form_islands},
+    {"merge_linears", conversion::merge_linears, /*joins_layers=*/true},
+    {"form_islands", conversion::form_islands, /*joins_layers=*/true},
 };
 
 // Writes graphs into the directory that TORCHQUANT_DUMP_GRAPH names, numbered in the order of the passes.
@@ -146,7 +148,7 @@ ConvertResult convert(const Module& prepared, const ConvertOptions& options) {
   GraphDump dump;
   dump.write("frozen", conversion.graph());
   for (const Pass& pass : kPasses) {
-    if (pass.run == conversion::form_islands && !options.islands) continue;
+    if (pass.joins_layers && !options.islands) continue;
     pass.run(conversion);
     torch::jit::EliminateDeadCode(conversion.shared_graph());
     dump.write(pass.name, conversion.graph());

@@ -10,6 +10,8 @@ from torch import nn
 
 import torchquant
 from torchquant import _C
+from torchquant.quantized_model import QuantizedModel
+from torchquant.receipt import Receipt
 
 
 class Block(nn.Module):
@@ -225,3 +227,51 @@ def test_allowed_fallbacks_stay_float_with_their_reason():
 def test_a_model_with_nothing_to_quantize_is_refused():
     with pytest.raises(RuntimeError, match="nothing to quantize.*Call prepare"):
         convert(nn.Linear(2, 2), torch.randn(1, 2))
+
+
+def layer_by_layer(model, x):
+    """Converted without joining layers."""
+    with torch.no_grad():
+        module, receipt = _C.convert(torch.jit.trace(model, (x,))._c, "error", islands=False)
+    return QuantizedModel(torch.jit._recursive.wrap_cpp_module(module), Receipt.from_json(receipt))
+
+
+class Attention(nn.Module):
+    """Query, key and value of one tensor; each has a fake-quant of its own on it, as layers that are prepared one by one do."""
+
+    def __init__(self, key_bias=True, key_range=(-3.1, 3.3), tied=False):
+        super().__init__()
+        self.inputs = nn.ModuleList([activation(), activation(*key_range), activation()])
+        self.query, self.key, self.value = Linear(12, 8), Linear(12, 8, bias=key_bias), Linear(12, 16)
+        if tied:
+            self.key = self.query
+
+    def forward(self, x):
+        q, k, v = (layer(fake_quant(x)) for layer, fake_quant in zip((self.query, self.key, self.value), self.inputs))
+        return torch.cat([q.sigmoid() * k, v.view(v.size(0), -1, 8).transpose(1, 2).flatten(1)], 1)
+
+
+class Dynamic(Attention):
+    def forward(self, x):
+        q, k, v = (layer(rows(x)) for layer in (self.query, self.key, self.value))
+        return torch.cat([q.sigmoid() * k, v], 1)
+
+
+@pytest.mark.parametrize(("model", "op"), [(Attention, "quantized_linear"), (Dynamic, "quantized_linear_dynamic")])
+def test_linear_layers_of_one_input_become_one_op(model, op):
+    torch.manual_seed(0)
+    model, x = model(), torch.randn(5, 12)
+    merged, single = convert(model, x), layer_by_layer(model, x)
+    assert op_names(merged).count(op) == 1 and op_names(single).count(op) == 3
+    assert op_names(merged).count("quantize") <= 1
+    assert kernels(merged) == kernels(single) and set(kernels(merged)) >= {"query", "key", "value"}
+    assert torch.equal(merged(x), single(x))
+
+
+@pytest.mark.parametrize("settings", [dict(key_bias=False), dict(key_range=(-1, 1)), dict(tied=True)], ids=lambda settings: next(iter(settings)))
+def test_linear_layers_that_differ_stay_apart(settings):
+    torch.manual_seed(0)
+    model, x = Attention(**settings), torch.randn(5, 12)
+    merged, single = convert(model, x), layer_by_layer(model, x)
+    assert op_names(merged).count("quantized_linear") == (2 if "tied" not in settings else 3)
+    assert torch.equal(merged(x), single(x))
