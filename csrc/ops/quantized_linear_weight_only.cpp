@@ -2,12 +2,137 @@
 // Emitted by the converter for weight-only layers. Sums in fp32: a named exception to bit-equality (docs/numerics.md).
 #include <ATen/ops/empty.h>
 
+#include <mutex>
+
+#include "kernels/aligned_buffer.h"
 #include "ops/quantized_common.h"
+#include "ops/weight_cache.h"
 
 namespace torchquant::ops {
 namespace {
 
 constexpr const char* kOp = "quantized_linear_weight_only";
+
+// What a layer's weight consists of.
+struct WeightTensors {
+  kernels::WeightOnlyShape shape;
+  at::Tensor weight;
+  at::Tensor scale;
+  std::optional<at::Tensor> zero_point;
+};
+
+// A tensor's contents, as far as they can be told apart without reading them. It holds the memory, so that no other
+// tensor can come to lie at the same address.
+class TensorContents {
+ public:
+  explicit TensorContents(const std::optional<at::Tensor>& tensor)
+      : tensor_(tensor.has_value() ? tensor->detach() : at::Tensor()), version_(version_of(tensor)) {}
+  bool are_of(const std::optional<at::Tensor>& other) const {
+    if (!other.has_value() || !tensor_.defined()) return other.has_value() == tensor_.defined();
+    return tensor_.const_data_ptr() == other->const_data_ptr() && tensor_.scalar_type() == other->scalar_type() &&
+           tensor_.sizes() == other->sizes() && tensor_.strides() == other->strides() && version_ == version_of(other);
+  }
+
+ private:
+  static int64_t version_of(const std::optional<at::Tensor>& tensor) {
+    return tensor.has_value() && !tensor->is_inference() ? tensor->_version() : 0;
+  }
+  at::Tensor tensor_;
+  int64_t version_;
+};
+
+// Rearranged weights with the scales and zero points that stand among them.
+class PackedWeights {
+ public:
+  explicit PackedWeights(const WeightTensors& tensors) : scale_(tensors.scale), zero_point_(tensors.zero_point) {
+    check_values(kOp, "weight_scale", tensors.scale, /*positive=*/true);
+    const kernels::WeightOnlyLayout layout(tensors.shape);
+    const at::Tensor codes = tensors.weight.contiguous();
+    const at::Tensor scale = tensors.scale.contiguous();
+    const at::Tensor zero_point = float_or_undefined(tensors.zero_point);
+    bytes_ = layout.blocks * layout.block_bytes;
+    data_ = kernels::make_aligned<uint8_t>(bytes_);
+    parallel_range(layout.blocks, kernels::kWeightBlock * tensors.shape.depth, [&](kernels::IndexRange blocks) {
+      kernels::pack_weight_only(tensors.shape, codes.const_data_ptr(), scale.const_data_ptr<float>(),
+                                float_data_or_null(zero_point), blocks, data_.get());
+    });
+  }
+  bool are_for(const WeightTensors& tensors) const {
+    return scale_.are_of(tensors.scale) && zero_point_.are_of(tensors.zero_point);
+  }
+  const uint8_t* data() const { return data_.get(); }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  TensorContents scale_;
+  TensorContents zero_point_;
+  kernels::AlignedBuffer<uint8_t> data_;
+  int64_t bytes_;
+};
+
+// What is kept with a weight: the form that was made for the scales of the last call.
+class CachedWeights final : public CachedWeight {
+ public:
+  explicit CachedWeights(const WeightTensors& tensors) : latest_(std::make_shared<PackedWeights>(tensors)) {}
+
+  std::shared_ptr<const PackedWeights> get(const WeightTensors& tensors) const {
+    const std::lock_guard lock(mutex_);
+    if (!latest_->are_for(tensors)) latest_ = std::make_shared<PackedWeights>(tensors);
+    return latest_;
+  }
+  const char* kernel() const override { return kernels::quantized_kernels().name; }
+  int64_t bytes() const override {
+    const std::lock_guard lock(mutex_);
+    return latest_->bytes();
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  mutable std::shared_ptr<const PackedWeights> latest_;
+};
+
+std::shared_ptr<const PackedWeights> packed_weights(const WeightTensors& tensors) {
+  const kernels::WeightOnlyShape& shape = tensors.shape;
+  const WeightKey key{WeightKey::Maker::kWeightOnly,
+                      {shape.out_channels, shape.depth, shape.group_size, shape.bits, shape.quant_min,
+                       static_cast<int64_t>(shape.has_zero_points)}};
+  return cached_weight(tensors.weight, key, [&] { return std::make_shared<const CachedWeights>(tensors); })
+      ->get(tensors);
+}
+
+// The product on rearranged weights, or, where the instruction set has no such kernel, on the weights as they are.
+void multiply(const WeightTensors& tensors, const at::Tensor& x, const at::Tensor& bias,
+              const kernels::ActivationSpec& activation, const at::Tensor& out) {
+  const kernels::QuantizedKernels& table = kernels::quantized_kernels();
+  const kernels::WeightOnlyShape& shape = tensors.shape;
+  const int64_t rows = out.numel() / shape.out_channels;
+  const int64_t cost = shape.depth * (rows + 1);
+  if (table.linear_weight_only_packed != nullptr) {
+    const auto packed = packed_weights(tensors);
+    const kernels::PackedWeightOnlyArgs args{
+        x.const_data_ptr<float>(),    rows, shape, packed->data(), float_data_or_null(bias), activation,
+        out.mutable_data_ptr<float>()};
+    parallel_range(kernels::WeightOnlyLayout(shape).blocks, kernels::kWeightBlock * cost,
+                   [&](kernels::IndexRange blocks) { table.linear_weight_only_packed(args, blocks); });
+    return;
+  }
+  check_values(kOp, "weight_scale", tensors.scale, /*positive=*/true);
+  const at::Tensor codes = tensors.weight.contiguous();
+  const at::Tensor scale = tensors.scale.contiguous();
+  const at::Tensor zero_point = float_or_undefined(tensors.zero_point);
+  const kernels::LinearWeightOnlyArgs args{x.const_data_ptr<float>(),
+                                           rows,
+                                           {codes.const_data_ptr(), shape.depth, shape.bits, shape.quant_min},
+                                           shape.out_channels,
+                                           scale.const_data_ptr<float>(),
+                                           float_data_or_null(zero_point),
+                                           shape.group_size,
+                                           float_data_or_null(bias),
+                                           activation,
+                                           out.mutable_data_ptr<float>()};
+  parallel_range(shape.out_channels, cost,
+                 [&](kernels::IndexRange channels) { table.linear_weight_only(args, channels); });
+}
 
 at::Tensor quantized_linear_weight_only(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& weight_scale,
                                         const std::optional<at::Tensor>& weight_zero_point,
@@ -25,31 +150,15 @@ at::Tensor quantized_linear_weight_only(const at::Tensor& x, const at::Tensor& w
   const auto fused_activation = activation_spec(kOp, activation, activation_args, 1.0);
 
   if (x.is_meta()) return at::empty_symint(sizes, x.options());
-  check_values(kOp, "weight_scale", weight_scale, /*positive=*/true);
   const at::Tensor out = at::empty_symint(sizes, x.options().dtype(at::kFloat));
   if (out.numel() == 0) return out.to(x.scalar_type());
-
   const int64_t depth = x.size(-1);
-  const int64_t channels = out.size(-1);
-  const int64_t rows = out.numel() / channels;
-  const at::Tensor dense_x = x.to(at::kFloat).contiguous();
-  const at::Tensor dense_weight = weight.contiguous();
-  const at::Tensor dense_scale = weight_scale.contiguous();
-  const at::Tensor dense_zero_point = float_or_undefined(weight_zero_point);
-  const at::Tensor dense_bias = float_or_undefined(bias);
-  const kernels::LinearWeightOnlyArgs args{
-      dense_x.const_data_ptr<float>(),
-      rows,
-      {dense_weight.const_data_ptr(), depth, static_cast<int32_t>(weight_bits), static_cast<int32_t>(weight_quant_min)},
-      channels,
-      dense_scale.const_data_ptr<float>(),
-      float_data_or_null(dense_zero_point),
-      group_size.value_or(depth),
-      float_data_or_null(dense_bias),
-      fused_activation,
-      out.mutable_data_ptr<float>()};
-  parallel_range(channels, depth * (rows + 1),
-                 [&](kernels::IndexRange range) { kernels::quantized_kernels().linear_weight_only(args, range); });
+  const WeightTensors tensors{{out.size(-1), depth, group_size.value_or(depth), static_cast<int32_t>(weight_bits),
+                               static_cast<int32_t>(weight_quant_min), weight_zero_point.has_value()},
+                              weight,
+                              weight_scale,
+                              weight_zero_point};
+  multiply(tensors, x.to(at::kFloat).contiguous(), float_or_undefined(bias), fused_activation, out);
   return out.to(x.scalar_type());
 }
 

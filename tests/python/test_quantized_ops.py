@@ -1,5 +1,6 @@
 """Every integer op against the contract written out in NumPy (support/integer_reference.py): equal codes, not close ones."""
 
+import concurrent.futures
 import itertools
 import math
 
@@ -381,6 +382,39 @@ def test_weight_only_within_its_error_bound(bits, quant_min, group_size, with_ze
     bound = (depth / 16 + 20) * 2.0**-24 * magnitude + (0 if dtype == torch.float32 else 2.0**-8) * exact.abs()
     assert out.dtype == dtype
     assert ((out.double() - exact).abs() <= bound).all()
+
+
+def test_weight_only_sees_changed_weights_and_scales():
+    """The kernels keep a rearranged copy with the weight."""
+    x, weight = torch.ones(1, 4), torch.ones(2, 4, dtype=torch.int8)
+    scale, zero_point = torch.ones(2), torch.zeros(2)
+    run = lambda *tensors: ops.quantized_linear_weight_only(x, *tensors).flatten().tolist()  # noqa: E731
+    assert run(weight, scale, zero_point) == [4.0, 4.0]
+    weight[0] = 3
+    assert run(weight, scale, zero_point) == [12.0, 4.0]
+    scale[1] = 2.0
+    assert run(weight, scale, zero_point) == [12.0, 8.0]
+    zero_point[1] = 1.0
+    assert run(weight, scale, zero_point) == [12.0, 0.0]
+    assert run(weight, scale) == [12.0, 8.0]
+    for factor in (1.0, 2.0, 3.0):  # tensors that may come to lie where the last one lay
+        assert run(weight, torch.full((2,), factor)) == [12.0 * factor, 4.0 * factor]
+    assert run(weight.flip(0), scale) == [4.0, 24.0]
+    with pytest.raises(RuntimeError, match="weight_scale must be finite and > 0"):
+        run(weight, torch.tensor([1.0, float("nan")]))
+
+
+def test_weight_only_from_many_threads():
+    """Whoever comes first rearranges the weight; each call gets the result for its own scale."""
+    x, weight = torch.ones(1, 64), torch.ones(32, 64, dtype=torch.int8)
+    scales = [torch.full((32,), float(i)) for i in (1, 2)]
+
+    def results(scale):
+        return [ops.quantized_linear_weight_only(x, weight, scale)[0, 31].item() for _ in range(50)]
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for i, values in enumerate(pool.map(results, scales * 2)):
+            assert values == [64.0 * (1 + i % 2)] * 50
 
 
 def test_weight_only_has_no_largest_depth():

@@ -181,6 +181,27 @@ TEST_P(WeightOnly, WeightsOfZeroGiveTheBias) {
   }
 }
 
+TEST_P(WeightOnly, KeepsInfinitiesNanAndTinyValues) {
+  Random random(5);
+  Layer layer(16, 64, 32, 4, false, random);
+  layer.codes.assign(layer.codes.size(), 1);
+  layer.scale.assign(layer.scale.size(), 1.0f);
+  layer.store();
+  layer.pack();
+  for (const float value : {INFINITY, -INFINITY, 3e38f, 0x1p-100f, 0x1p-149f}) {
+    std::vector<float> x(64, 0.0f);
+    x[40] = value;
+    for (const float y : run(layer, x, 1, false)) {
+      if (y != kUntouched) {
+        ASSERT_EQ(y, value);
+      }
+    }
+  }
+  std::vector<float> x(64, 1.0f);
+  x[7] = NAN;
+  ASSERT_TRUE(std::isnan(run(layer, x, 1, false)[0]));
+}
+
 TEST_P(WeightOnly, ActivatesTheSum) {
   Random random(4);
   Layer layer(17, 40, 8, 4, false, random);
