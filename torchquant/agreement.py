@@ -124,6 +124,9 @@ class _Comparison(TorchDispatchMode):
         self.rows: list[LayerAgreement] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.torchquant.quantized_island.default:
+            with self:  # its layers, op by op
+                return func.decompose(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.torchquant.quantize.default:
             return self._expected_entry(args[1], args[2], result)

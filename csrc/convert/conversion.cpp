@@ -43,18 +43,28 @@ void Conversion::set_lowered(const torch::jit::Node* node, ReceiptRow row) {
   const char* backend = node->kind().is_aten() ? "aten" : kernels::quantized_kernels().name;
   row.kernel = std::string(node->kind().toUnqualString()) + "/" + backend;
   if (row.precision.empty()) row.precision = "int8";
-  rows_[node] = std::move(row);
+  rows_[node] = {std::move(row)};
 }
 
 void Conversion::set_fallback(const torch::jit::Node* node, const std::string& layer, const std::string& kind,
                               const std::string& reason) {
-  rows_[node] = {.layer = layer, .kind = kind, .precision = "float", .reason = reason};
+  rows_[node] = {ReceiptRow{.layer = layer, .kind = kind, .precision = "float", .reason = reason}};
   fallbacks_.insert(node);
 }
 
-const ReceiptRow* Conversion::row(const torch::jit::Node* node) const {
+void Conversion::move_rows(const std::vector<torch::jit::Node*>& nodes, const torch::jit::Node* island) {
+  for (const torch::jit::Node* node : nodes) {
+    auto moved = rows_.extract(node);
+    if (moved.empty()) continue;
+    std::vector<ReceiptRow>& rows = rows_[island];
+    rows.insert(rows.end(), moved.mapped().begin(), moved.mapped().end());
+  }
+}
+
+const std::vector<ReceiptRow>& Conversion::rows(const torch::jit::Node* node) const {
+  static const std::vector<ReceiptRow> kNone;
   const auto found = rows_.find(node);
-  return found == rows_.end() ? nullptr : &found->second;
+  return found == rows_.end() ? kNone : found->second;
 }
 
 bool Conversion::is_fallback(const torch::jit::Node* node) const { return fallbacks_.count(node) != 0; }

@@ -51,7 +51,10 @@ class Conversion {
   // Of a layer that was to be lowered and stays float.
   void set_fallback(const torch::jit::Node* node, const std::string& layer, const std::string& kind,
                     const std::string& reason);
-  const ReceiptRow* row(const torch::jit::Node* node) const;
+  // The rows of `nodes` become rows of `island`, in this order.
+  void move_rows(const std::vector<torch::jit::Node*>& nodes, const torch::jit::Node* island);
+  // One row for a layer, several for an island, none for other nodes.
+  const std::vector<ReceiptRow>& rows(const torch::jit::Node* node) const;
   bool is_fallback(const torch::jit::Node* node) const;
 
  private:
@@ -60,7 +63,7 @@ class Conversion {
   InputRanks input_ranks_;
   std::vector<std::pair<at::Tensor, torch::jit::Value*>> buffers_;
   // No node that has a row is destroyed before the receipt is made, so its address stays its own.
-  std::unordered_map<const torch::jit::Node*, ReceiptRow> rows_;
+  std::unordered_map<const torch::jit::Node*, std::vector<ReceiptRow>> rows_;
   std::unordered_set<const torch::jit::Node*> fallbacks_;
 };
 

@@ -61,6 +61,7 @@ constexpr Pass kPasses[] = {
     {"lower_pointwise", conversion::lower_pointwise},
     {"collect_fallbacks", conversion::collect_fallbacks},
     {"follow_input_device", conversion::follow_input_device},
+    {"form_islands", conversion::form_islands},
 };
 
 // Writes graphs into the directory that TORCHQUANT_DUMP_GRAPH names, numbered in the order of the passes.
@@ -141,6 +142,7 @@ ConvertResult convert(const Module& prepared, const ConvertOptions& options) {
   GraphDump dump;
   dump.write("frozen", conversion.graph());
   for (const Pass& pass : kPasses) {
+    if (pass.run == conversion::form_islands && !options.islands) continue;
     pass.run(conversion);
     torch::jit::EliminateDeadCode(conversion.shared_graph());
     dump.write(pass.name, conversion.graph());

@@ -47,5 +47,7 @@ void lower_pointwise(Conversion& conversion);
 void collect_fallbacks(Conversion& conversion);
 // Devices and tensors that tracing baked in -> the input's device and buffers.
 void follow_input_device(Conversion& conversion);
+// Connected runs of integer ops -> one op each. After the receipt's rows are known, which it hands on.
+void form_islands(Conversion& conversion);
 
 }  // namespace torchquant::conversion

@@ -31,10 +31,10 @@ std::string mixed_kind(const Conversion& conversion, const Node* node) {
   return activation_of(conversion, node) ? "activation" : "";
 }
 
-std::optional<ReceiptRow> row_of(const Conversion& conversion, const Node* node) {
-  if (const ReceiptRow* row = conversion.row(node)) return *row;
+std::vector<ReceiptRow> rows_of(const Conversion& conversion, const Node* node) {
+  if (const auto& rows = conversion.rows(node); !rows.empty()) return rows;
   const auto stays_float = [](const std::string& layer, const std::string& kind, const std::string& reason) {
-    return ReceiptRow{.layer = layer, .kind = kind, .precision = "float", .reason = reason};
+    return std::vector{ReceiptRow{.layer = layer, .kind = kind, .precision = "float", .reason = reason}};
   };
   if (const Value* weight = layer_weight(node)) {
     return stays_float(layer_of(conversion, weight), layer_kind(conversion, node), "its weight carries no fake-quant");
@@ -46,7 +46,7 @@ std::optional<ReceiptRow> row_of(const Conversion& conversion, const Node* node)
     return stays_float(op_layer(node, kind), kind,
                        std::string(kByDesign) + ": not every tensor around it is quantized");
   }
-  return std::nullopt;
+  return {};
 }
 
 }  // namespace
@@ -55,11 +55,11 @@ Receipt make_receipt(Conversion& conversion) {
   Receipt receipt;
   std::map<std::string, int> uses;
   for (const Node* node : all_nodes(conversion.graph())) {
-    auto row = row_of(conversion, node);
-    if (!row) continue;
-    const int use = ++uses[row->layer];
-    if (use > 1) row->layer.append("#").append(std::to_string(use));
-    receipt.rows.push_back(std::move(*row));
+    for (ReceiptRow& row : rows_of(conversion, node)) {
+      const int use = ++uses[row.layer];
+      if (use > 1) row.layer.append("#").append(std::to_string(use));
+      receipt.rows.push_back(std::move(row));
+    }
   }
   return receipt;
 }
@@ -68,7 +68,7 @@ std::string list_fallbacks(Conversion& conversion) {
   std::string list;
   for (const Node* node : all_nodes(conversion.graph())) {
     if (!conversion.is_fallback(node)) continue;
-    const ReceiptRow& row = *conversion.row(node);
+    const ReceiptRow& row = conversion.rows(node).front();
     list += (list.empty() ? "  " : "\n  ") + row.layer + " (" + row.kind + "): " + row.reason;
   }
   return list;

@@ -20,11 +20,11 @@ namespace torchquant {
 namespace {
 
 std::tuple<torch::jit::Module, std::string> convert_module(const torch::jit::Module& prepared,
-                                                           const std::string& on_fallback) {
+                                                           const std::string& on_fallback, bool islands) {
   TORCH_CHECK_VALUE(on_fallback == "error" || on_fallback == "allow",
                     "convert: on_fallback must be 'error' or 'allow', got '", on_fallback, "'");
   const ConvertResult result =
-      convert(prepared, {.on_fallback = on_fallback == "allow" ? Fallback::kAllow : Fallback::kError});
+      convert(prepared, {.on_fallback = on_fallback == "allow" ? Fallback::kAllow : Fallback::kError, .islands = islands});
   return {result.module, result.receipt.to_json()};
 }
 
@@ -87,7 +87,8 @@ std::vector<std::string> available_isa_names() {
 // wrap_pybind_function turns c10::Error into the matching Python exception, without a C++ stack in its text.
 PYBIND11_MODULE(_C, m) {
   using namespace torchquant;
-  m.def("convert", torch::wrap_pybind_function_no_gil(convert_module), py::arg("prepared"), py::arg("on_fallback"));
+  m.def("convert", torch::wrap_pybind_function_no_gil(convert_module), py::arg("prepared"), py::arg("on_fallback"),
+        py::arg("islands") = true);
   m.def("save", torch::wrap_pybind_function_no_gil(save_with_receipt), py::arg("module"), py::arg("receipt_json"), py::arg("path"));
   m.def("load", torch::wrap_pybind_function_no_gil(load_with_receipt), py::arg("path"), py::arg("device"));
   m.def("read_manifest", torch::wrap_pybind_function(read_manifest), py::arg("path"));

@@ -5,7 +5,9 @@
 #include <string>
 
 #include "ATen/core/Tensor.h"
+#include "ATen/core/dispatch/Dispatcher.h"
 #include "c10/util/Exception.h"
+#include "ops/island/program.h"
 #include "torch/csrc/jit/ir/constants.h"
 #include "torch/csrc/jit/ir/ir.h"
 
@@ -39,15 +41,48 @@ void check_tensor(const std::string& op, const std::string& argument, const at::
   for (int64_t i = 0; i < values.numel(); ++i) check_number(op, argument, values.const_data_ptr<double>()[i]);
 }
 
+void check_value(const std::string& op, const std::string& argument, const IValue& value) {
+  if (value.isTensor()) check_tensor(op, argument, value.toTensor());
+  if (value.isDouble()) check_number(op, argument, value.toDouble());
+}
+
+// The element `index` of a list in the graph, if the file stores it.
+std::optional<IValue> stored_element(const torch::jit::Value* list, int64_t index, const torch::jit::Module& self) {
+  const auto elements = list->node()->inputs();
+  const bool exists = list->node()->kind() == c10::prim::ListConstruct && index < static_cast<int64_t>(elements.size());
+  return exists ? stored_value(elements[index], self) : std::nullopt;
+}
+
+void check_step(const island::Step& step, const torch::jit::Value* constants, const torch::jit::Module& self) {
+  if (!step.op.starts_with("torchquant::")) return;
+  const c10::FunctionSchema& schema = c10::Dispatcher::singleton().findSchemaOrThrow(step.op.c_str(), "").schema();
+  TORCH_CHECK(schema.arguments().size() == step.arguments.size(), "the arguments of a step do not fit the schema ", schema);
+  for (size_t i = 0; i < step.arguments.size(); ++i) {
+    const std::string& argument = schema.arguments()[i].name();
+    const auto& content = step.arguments[i].content;
+    if (const auto* number = std::get_if<double>(&content)) check_number(schema.name(), argument, *number);
+    const auto* reference = std::get_if<island::Reference>(&content);
+    if (!reference || reference->source != island::Source::kConstant) continue;
+    if (const auto value = stored_element(constants, reference->index, self)) check_value(schema.name(), argument, *value);
+  }
+}
+
+// The ops that an island stands for.
+void check_island(const torch::jit::Node* node, const torch::jit::Module& self) {
+  const auto text = stored_value(node->namedInput("program"), self);
+  if (!text) return;
+  const torch::jit::Value* constants = node->namedInput("constants");
+  for (const island::Step& step : island::Program::parse(text->toStringView()).steps) check_step(step, constants, self);
+}
+
 void check_node(const torch::jit::Node* node, const torch::jit::Module& self) {
   const c10::FunctionSchema* schema = node->maybeSchema();
   if (!schema || schema->getNamespace() != "torchquant") return;
+  if (schema->name() == "torchquant::quantized_island") return check_island(node, self);
   for (size_t i = 0; i < node->inputs().size(); ++i) {
     const auto value = stored_value(node->input(i), self);
     if (!value) continue;
-    const std::string& argument = schema->arguments()[i].name();
-    if (value->isTensor()) check_tensor(schema->name(), argument, value->toTensor());
-    if (value->isDouble()) check_number(schema->name(), argument, value->toDouble());
+    check_value(schema->name(), schema->arguments()[i].name(), *value);
   }
 }
 

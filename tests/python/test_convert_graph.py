@@ -1,5 +1,7 @@
 """The converter on graphs written by hand to the graph contract: fake-quants on weights and activations, and nothing else of prepare."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -82,7 +84,16 @@ def kernels(converted):
 
 
 def op_names(converted):
-    return [node.kind().split("::")[1] for node in converted.script.graph.nodes() if node.kind().startswith(("aten", "torchquant"))]
+    """The ops of the graph, those in its islands included."""
+    programs = {text: json.loads(text) for text in string_constants(converted) if text.startswith('{"version"')}
+    steps = [step["op"] for program in programs.values() for step in program["steps"]]
+    names = steps + [node.kind() for node in converted.script.graph.nodes() if node.kind() != "torchquant::quantized_island"]
+    return [name.split("::")[1].split(".")[0] for name in names if name.startswith(("aten", "torchquant"))]
+
+
+def string_constants(converted):
+    constants = converted.script.graph.findAllNodes("prim::Constant")
+    return [node.s("value") for node in constants if node.output().type().kind() == "StringType"]
 
 
 class Block(nn.Module):

@@ -1,0 +1,157 @@
+// The op-by-op executor of islands; see interpreter.h.
+#include "ops/island/interpreter.h"
+
+#include <ATen/core/List.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/jit_type.h>
+#include <ATen/ops/clone.h>
+
+namespace torchquant::island {
+namespace {
+
+using c10::IValue;
+
+template <typename Elements>
+const auto& element_at(const Elements& elements, int64_t index, const char* name) {
+  TORCH_CHECK(index < static_cast<int64_t>(elements.size()), "quantized_island: program reads number ", index, " of ", name,
+              ", which has ", elements.size());
+  return elements[index];
+}
+
+IValue referred(const Reference& reference, const Operands& operands, const std::vector<IValue>& values) {
+  switch (reference.source) {
+    case Source::kValue:
+      return values.at(reference.index);
+    case Source::kInput:
+      return element_at(operands.inputs, reference.index, "inputs");
+    case Source::kConstant:
+      return element_at(operands.constants, reference.index, "constants");
+    case Source::kSize:
+      return IValue(element_at(operands.sizes, reference.index, "sizes"));
+  }
+  TORCH_INTERNAL_ASSERT(false);
+}
+
+c10::TypePtr without_optional(const c10::TypePtr& type) {
+  const auto optional = type->cast<c10::OptionalType>();
+  return optional ? optional->getElementType() : type;
+}
+
+IValue list_of(const List& elements, const c10::TypePtr& type, const Operands& operands, const std::vector<IValue>& values) {
+  const auto list_type = type->cast<c10::ListType>();
+  TORCH_CHECK(list_type, "quantized_island: program gives a list for an argument of type ", type->repr_str());
+  c10::impl::GenericList list(list_type->getElementType());
+  for (const Argument& element : elements) list.push_back(resolve(element, list_type->getElementType(), operands, values));
+  return list;
+}
+
+c10::SymInt size_at(const std::vector<IValue>& arguments, size_t index) { return arguments.at(index).toSymInt(); }
+
+c10::SymInt floor_divide(const c10::SymInt& a, const c10::SymInt& b) {
+  TORCH_CHECK(b != 0, "quantized_island: program divides a size by 0");
+  const c10::SymInt quotient = a / b;
+  return quotient * b != a && (a < 0) != (b < 0) ? quotient - 1 : quotient;
+}
+
+IValue unpack_check(const IValue& list, int64_t results) {
+  TORCH_CHECK(list.toListRef().size() == static_cast<size_t>(results), "quantized_island: program takes ", results,
+              " elements from a list of ", list.toListRef().size());
+  return list;
+}
+
+// The steps that are no ops of the dispatcher.
+bool run_builtin(const Step& step, const std::vector<IValue>& arguments, std::vector<IValue>& values) {
+  if (step.op == kSizeOf) {
+    values.emplace_back(arguments.at(0).toTensor().sym_size(arguments.at(1).toInt()));
+  } else if (step.op == kAddSizes) {
+    values.emplace_back(size_at(arguments, 0) + size_at(arguments, 1));
+  } else if (step.op == kSubtractSizes) {
+    values.emplace_back(size_at(arguments, 0) - size_at(arguments, 1));
+  } else if (step.op == kMultiplySizes) {
+    values.emplace_back(size_at(arguments, 0) * size_at(arguments, 1));
+  } else if (step.op == kDivideSizes) {
+    values.emplace_back(floor_divide(size_at(arguments, 0), size_at(arguments, 1)));
+  } else if (step.op == kUnpack) {
+    for (const IValue& element : unpack_check(arguments.at(0), step.results).toListRef()) values.push_back(element);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+// "aten::slice.Tensor" -> the op.
+c10::OperatorHandle find_op(const std::string& op) {
+  const size_t dot = op.find('.');
+  const std::string name = op.substr(0, dot);
+  const std::string overload = dot == std::string::npos ? "" : op.substr(dot + 1);
+  const auto found = c10::Dispatcher::singleton().findSchema({name, overload});
+  TORCH_CHECK(found, "quantized_island: program uses the op ", op, ", which this torch or torchquant does not have");
+  return *found;
+}
+
+std::vector<IValue> resolve_all(const Step& step, const c10::FunctionSchema* schema, const Operands& operands,
+                                const std::vector<IValue>& values) {
+  std::vector<IValue> arguments;
+  for (size_t i = 0; i < step.arguments.size(); ++i) {
+    const c10::TypePtr type = schema ? schema->arguments().at(i).real_type() : c10::TypePtr(c10::AnyType::get());
+    arguments.push_back(resolve(step.arguments[i], type, operands, values));
+  }
+  return arguments;
+}
+
+}  // namespace
+
+IValue resolve(const Argument& argument, const c10::TypePtr& type, const Operands& operands,
+               const std::vector<IValue>& values) {
+  return std::visit(
+      [&](const auto& content) -> IValue {
+        using Content = std::decay_t<decltype(content)>;
+        if constexpr (std::is_same_v<Content, std::monostate>) {
+          return {};
+        } else if constexpr (std::is_same_v<Content, Reference>) {
+          return referred(content, operands, values);
+        } else if constexpr (std::is_same_v<Content, List>) {
+          return list_of(content, without_optional(type), operands, values);
+        } else {
+          return content;
+        }
+      },
+      argument.content);
+}
+
+void run_step(const Step& step, const Operands& operands, std::vector<IValue>& values) {
+  if (step.op.starts_with("island::")) {
+    TORCH_CHECK(run_builtin(step, resolve_all(step, nullptr, operands, values), values), "quantized_island: program uses ",
+                step.op, ", which this torchquant does not know");
+    return;
+  }
+  const c10::OperatorHandle op = find_op(step.op);
+  TORCH_CHECK(op.schema().arguments().size() == step.arguments.size() &&
+                  op.schema().returns().size() == static_cast<size_t>(step.results),
+              "quantized_island: program does not fit the schema ", op.schema());
+  std::vector<IValue> stack = resolve_all(step, &op.schema(), operands, values);
+  op.callBoxed(stack);
+  for (IValue& result : stack) values.push_back(std::move(result));
+}
+
+std::vector<IValue> run_steps(const Program& program, const Operands& operands) {
+  std::vector<IValue> values;
+  for (const Step& step : program.steps) run_step(step, operands, values);
+  return values;
+}
+
+std::vector<at::Tensor> interpret(const Program& program, const Operands& operands) {
+  const std::vector<IValue> values = run_steps(program, operands);
+  std::vector<at::Tensor> outputs;
+  for (const Reference& output : program.outputs) {
+    at::Tensor tensor = referred(output, operands, values).toTensor();
+    // The op's results alias nothing, whatever views its steps made.
+    for (const at::Tensor& input : operands.inputs) {
+      if (input.is_alias_of(tensor)) tensor = tensor.clone();
+    }
+    outputs.push_back(std::move(tensor));
+  }
+  return outputs;
+}
+
+}  // namespace torchquant::island
