@@ -16,7 +16,8 @@ enum class Fallback {
 
 struct ConvertOptions {
   Fallback on_fallback = Fallback::kError;
-  // One op for each connected run of integer layers. Without, one for each layer: slower, for tools that look at layers.
+  // One op for each connected run of integer layers. Without, one for each layer: slower, for tools that look at
+  // layers.
   bool islands = true;
 };
 

@@ -56,14 +56,16 @@ std::optional<IValue> stored_element(const torch::jit::Value* list, int64_t inde
 void check_step(const island::Step& step, const torch::jit::Value* constants, const torch::jit::Module& self) {
   if (!step.op.starts_with("torchquant::")) return;
   const c10::FunctionSchema& schema = c10::Dispatcher::singleton().findSchemaOrThrow(step.op.c_str(), "").schema();
-  TORCH_CHECK(schema.arguments().size() == step.arguments.size(), "the arguments of a step do not fit the schema ", schema);
+  TORCH_CHECK(schema.arguments().size() == step.arguments.size(), "the arguments of a step do not fit the schema ",
+              schema);
   for (size_t i = 0; i < step.arguments.size(); ++i) {
     const std::string& argument = schema.arguments()[i].name();
     const auto& content = step.arguments[i].content;
     if (const auto* number = std::get_if<double>(&content)) check_number(schema.name(), argument, *number);
     const auto* reference = std::get_if<island::Reference>(&content);
     if (!reference || reference->source != island::Source::kConstant) continue;
-    if (const auto value = stored_element(constants, reference->index, self)) check_value(schema.name(), argument, *value);
+    if (const auto value = stored_element(constants, reference->index, self))
+      check_value(schema.name(), argument, *value);
   }
 }
 

@@ -1,5 +1,5 @@
-// Each connected run of integer ops -> one torchquant::quantized_island, so that a run costs one dispatch and its executor
-// may plan memory and threads for all of it.
+// Each connected run of integer ops -> one torchquant::quantized_island, so that a run costs one dispatch and its
+// executor may plan memory and threads for all of it.
 //
 // A run must be convex: no path may leave it and come back, or its one op would have to wait for itself. Nodes get a
 // level that goes up by one where a path leaves integers for floats; members of one level cannot reach each other
@@ -86,8 +86,8 @@ bool is_scalar_tensor(const Value* value);
 // An operand of arithmetic on sizes.
 bool is_size(const Value* value) {
   if (const auto constant = torch::jit::toIValue(value)) {
-    return constant->isInt() || (constant->isTensor() && constant->toTensor().dim() == 0 &&
-                                 constant->toTensor().scalar_type() == at::kLong);
+    return constant->isInt() ||
+           (constant->isTensor() && constant->toTensor().dim() == 0 && constant->toTensor().scalar_type() == at::kLong);
   }
   return is_int(value) || is_scalar_tensor(value);
 }
@@ -175,9 +175,9 @@ class BlockIslands {
         info.level = std::max(info.level, source->level + (leaves ? 1 : 0));
       }
       info.late = glue && std::any_of(node->inputs().begin(), node->inputs().end(), [&](const Value* input) {
-        const Info* source = find(input);
-        return source && (source->member || source->late) && source->level == info.level;
-      });
+                    const Info* source = find(input);
+                    return source && (source->member || source->late) && source->level == info.level;
+                  });
     }
     next_level_ = std::max(next_level_, info.level + (info.member || info.late ? 1 : 0));
     info_[node] = info;
@@ -230,7 +230,9 @@ class BlockIslands {
   std::vector<std::vector<Node*>> find_runs() {
     std::vector<size_t> parent(nodes_.size());
     std::iota(parent.begin(), parent.end(), 0);
-    const std::function<size_t(size_t)> root = [&](size_t i) { return parent[i] == i ? i : parent[i] = root(parent[i]); };
+    const std::function<size_t(size_t)> root = [&](size_t i) {
+      return parent[i] == i ? i : parent[i] = root(parent[i]);
+    };
     for (const Node* node : nodes_) {
       if (!info_.at(node).member) continue;
       for (const Value* input : node->inputs()) {
@@ -273,9 +275,25 @@ class BlockIslands {
     for (auto glue = nodes_.rbegin(); glue != nodes_.rend(); ++glue) {
       if (!info_.at(*glue).late) continue;
       bool reads_run = false;
-      connect((*glue)->outputs()[0], info_.at(*glue).level, [&](const Node* member) { reads_run |= run.count(member) != 0; });
+      connect((*glue)->outputs()[0], info_.at(*glue).level,
+              [&](const Node* member) { reads_run |= run.count(member) != 0; });
       if (reads_run && (*glue)->isBefore(node)) (*glue)->moveAfter(node);
     }
+  }
+
+  // Readers go before what they read.
+  void destroy_unused(const std::unordered_set<const Node*>& run) {
+    std::vector<Node*> candidates;
+    std::copy_if(nodes_.begin(), nodes_.end(), std::back_inserter(candidates),
+                 [&](const Node* node) { return run.count(node) || info_.at(node).late; });
+    std::sort(candidates.begin(), candidates.end(), [&](Node* a, Node* b) { return index_.at(a) > index_.at(b); });
+    std::unordered_set<const Node*> destroyed;
+    for (Node* node : candidates) {
+      if (node->hasUses()) continue;
+      destroyed.insert(node);
+      node->destroy();
+    }
+    std::erase_if(nodes_, [&](const Node* node) { return destroyed.count(node) != 0; });
   }
 
   bool is_late(const Node* node) const {
@@ -289,7 +307,8 @@ class BlockIslands {
       if (run.count(use.user)) return false;
       if (!is_late(use.user)) return true;
       const auto outputs = use.user->outputs();
-      return std::any_of(outputs.begin(), outputs.end(), [&](const Value* output) { return is_read_outside(output, run); });
+      return std::any_of(outputs.begin(), outputs.end(),
+                         [&](const Value* output) { return is_read_outside(output, run); });
     });
   }
 
@@ -362,7 +381,8 @@ class ProgramWriter {
     }
     if (const auto known = values_.find(value); known != values_.end()) return {known->second};
     Node* node = value->node();
-    if (node->kind() == prim::NumToTensor || (is_aten(node, {"Int"}) && islands_.is_late(node))) return size(node->input());
+    if (node->kind() == prim::NumToTensor || (is_aten(node, {"Int"}) && islands_.is_late(node)))
+      return size(node->input());
     if (is_int(value) && !islands_.is_late(node)) return {referred(Source::kSize, sizes_, value)};
     const bool of_tensor = is_aten(node, {"size"});
     island::Step step;
@@ -380,7 +400,6 @@ class ProgramWriter {
   std::vector<Value*> inputs_, constants_, sizes_;
 };
 
-// The old nodes are dead then, and removed after the pass.
 void BlockIslands::replace(const std::vector<Node*>& run) {
   const std::unordered_set<const Node*> members(run.begin(), run.end());
   ProgramWriter writer(*this);
@@ -413,6 +432,7 @@ void BlockIslands::replace(const std::vector<Node*>& run) {
     outputs[i]->replaceAllUsesAfterNodeWith(results, results->outputs()[i]);
   }
   conversion_.move_rows(run, node);
+  destroy_unused(members);
 }
 
 void form_in(Conversion& conversion, torch::jit::Block* block) {

@@ -13,8 +13,8 @@ using c10::IValue;
 
 template <typename Elements>
 const auto& element_at(const Elements& elements, int64_t index, const char* name) {
-  TORCH_CHECK(index < static_cast<int64_t>(elements.size()), "quantized_island: program reads number ", index, " of ", name,
-              ", which has ", elements.size());
+  TORCH_CHECK(index < static_cast<int64_t>(elements.size()), "quantized_island: program reads number ", index, " of ",
+              name, ", which has ", elements.size());
   return elements[index];
 }
 
@@ -37,11 +37,13 @@ c10::TypePtr without_optional(const c10::TypePtr& type) {
   return optional ? optional->getElementType() : type;
 }
 
-IValue list_of(const List& elements, const c10::TypePtr& type, const Operands& operands, const std::vector<IValue>& values) {
+IValue list_of(const List& elements, const c10::TypePtr& type, const Operands& operands,
+               const std::vector<IValue>& values) {
   const auto list_type = type->cast<c10::ListType>();
   TORCH_CHECK(list_type, "quantized_island: program gives a list for an argument of type ", type->repr_str());
   c10::impl::GenericList list(list_type->getElementType());
-  for (const Argument& element : elements) list.push_back(resolve(element, list_type->getElementType(), operands, values));
+  for (const Argument& element : elements)
+    list.push_back(resolve(element, list_type->getElementType(), operands, values));
   return list;
 }
 
@@ -121,8 +123,8 @@ IValue resolve(const Argument& argument, const c10::TypePtr& type, const Operand
 
 void run_step(const Step& step, const Operands& operands, std::vector<IValue>& values) {
   if (step.op.starts_with("island::")) {
-    TORCH_CHECK(run_builtin(step, resolve_all(step, nullptr, operands, values), values), "quantized_island: program uses ",
-                step.op, ", which this torchquant does not know");
+    TORCH_CHECK(run_builtin(step, resolve_all(step, nullptr, operands, values), values),
+                "quantized_island: program uses ", step.op, ", which this torchquant does not know");
     return;
   }
   const c10::OperatorHandle op = find_op(step.op);

@@ -81,8 +81,8 @@ Argument argument_of(const ordered_json& document) {
 }
 
 void check_known(const Reference& reference, int64_t values) {
-  TORCH_CHECK(reference.index >= 0 && (reference.source != Source::kValue || reference.index < values), "no step has computed ",
-              name_of(reference.source), " ", reference.index, " yet");
+  TORCH_CHECK(reference.index >= 0 && (reference.source != Source::kValue || reference.index < values),
+              "no step has computed ", name_of(reference.source), " ", reference.index, " yet");
 }
 
 Step step_of(const ordered_json& document, int64_t values) {
