@@ -7,17 +7,6 @@ namespace {
 
 constexpr const char* kOp = "quantized_adaptive_avg_pool";
 
-// Window o covers [floor(o * in / out), ceil((o + 1) * in / out)), as in PyTorch.
-std::vector<kernels::PoolWindow> adaptive_windows(int64_t in_size, int64_t out_size) {
-  std::vector<kernels::PoolWindow> windows;
-  for (int64_t o = 0; o < out_size; ++o) {
-    const int64_t begin = o * in_size / out_size;
-    const int64_t end = ((o + 1) * in_size + out_size - 1) / out_size;
-    windows.push_back({begin, end, end - begin});
-  }
-  return windows;
-}
-
 at::Tensor quantized_adaptive_avg_pool(const at::Tensor& x, at::IntArrayRef output_size, int64_t x_zero_point,
                                        double multiplier, int64_t output_zero_point, int64_t output_quant_min,
                                        int64_t output_quant_max, at::ScalarType output_dtype) {

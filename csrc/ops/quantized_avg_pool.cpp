@@ -6,29 +6,6 @@ namespace {
 
 constexpr const char* kOp = "quantized_avg_pool";
 
-// Extents of one spatial dimension; a missing height is one row.
-struct SpatialAxis {
-  int64_t in_size;
-  int64_t out_size;
-};
-
-// Windows of one axis, clipped to the input. The count is that of the clipped window, or with count_include_pad that of
-// the window clipped to the padded input: what lies beyond the padding (ceil_mode) never counts.
-std::vector<kernels::PoolWindow> pool_windows(SpatialAxis axis, const PoolParams& p, bool height, bool include_pad) {
-  const size_t dims = p.kernel_size.size();
-  if (height && dims == 1) return {{0, 1, 1}};
-  const size_t i = height ? 0 : dims - 1;
-  std::vector<kernels::PoolWindow> windows;
-  for (int64_t o = 0; o < axis.out_size; ++o) {
-    const int64_t start = o * p.stride[i] - p.padding[i];
-    const int64_t end = std::min(start + p.kernel_size[i], axis.in_size + p.padding[i]);
-    const int64_t clipped_start = std::max<int64_t>(start, 0);
-    const int64_t clipped_end = std::min(end, axis.in_size);
-    windows.push_back({clipped_start, clipped_end, include_pad ? end - start : clipped_end - clipped_start});
-  }
-  return windows;
-}
-
 at::Tensor quantized_avg_pool(const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                               at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
                               std::optional<int64_t> divisor_override, int64_t x_zero_point, double multiplier,
@@ -44,11 +21,12 @@ at::Tensor quantized_avg_pool(const at::Tensor& x, at::IntArrayRef kernel_size, 
   const auto sizes = pool_output_sizes(kOp, x, p);
   if (x.is_meta()) return empty_channels_last(sizes, x.options().dtype(output_dtype));
 
-  const SpatialAxis height{x.dim() == 3 ? 1 : x.size(2), x.dim() == 3 ? 1 : sizes[2].expect_int()};
-  const SpatialAxis width{x.size(-1), sizes.back().expect_int()};
-  return run_avg_pool(kOp, x, pool_windows(height, p, /*height=*/true, count_include_pad),
-                      pool_windows(width, p, /*height=*/false, count_include_pad), sizes, divisor_override.value_or(0),
-                      x_zero_point, multiplier, output, output_dtype);
+  const int64_t in_height = x.dim() == 3 ? 1 : x.size(2);
+  const int64_t out_height = x.dim() == 3 ? 1 : sizes[2].expect_int();
+  const int64_t out_width = sizes.back().expect_int();
+  return run_avg_pool(kOp, x, pool_windows(in_height, out_height, p, /*height=*/true, count_include_pad),
+                      pool_windows(x.size(-1), out_width, p, /*height=*/false, count_include_pad), sizes,
+                      divisor_override.value_or(0), x_zero_point, multiplier, output, output_dtype);
 }
 
 }  // namespace

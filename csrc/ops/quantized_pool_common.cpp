@@ -64,6 +64,32 @@ std::vector<c10::SymInt> pool_output_sizes(const char* op, const at::Tensor& x, 
   return sizes;
 }
 
+std::vector<kernels::PoolWindow> pool_windows(int64_t in_size, int64_t out_size, const PoolParams& p, bool height,
+                                              bool include_pad) {
+  const size_t dims = p.kernel_size.size();
+  if (height && dims == 1) return {{0, 1, 1}};
+  const size_t i = height ? 0 : dims - 1;
+  std::vector<kernels::PoolWindow> windows;
+  for (int64_t o = 0; o < out_size; ++o) {
+    const int64_t start = o * p.stride[i] - p.padding[i];
+    const int64_t end = std::min(start + p.kernel_size[i], in_size + p.padding[i]);
+    const int64_t clipped_start = std::max<int64_t>(start, 0);
+    const int64_t clipped_end = std::min(end, in_size);
+    windows.push_back({clipped_start, clipped_end, include_pad ? end - start : clipped_end - clipped_start});
+  }
+  return windows;
+}
+
+std::vector<kernels::PoolWindow> adaptive_windows(int64_t in_size, int64_t out_size) {
+  std::vector<kernels::PoolWindow> windows;
+  for (int64_t o = 0; o < out_size; ++o) {
+    const int64_t begin = o * in_size / out_size;
+    const int64_t end = ((o + 1) * in_size + out_size - 1) / out_size;
+    windows.push_back({begin, end, end - begin});
+  }
+  return windows;
+}
+
 kernels::OutputSpec avg_pool_output(const char* op, const at::Tensor& x, int64_t x_zero_point, double multiplier,
                                     int64_t output_zero_point, int64_t output_quant_min, int64_t output_quant_max,
                                     at::ScalarType output_dtype) {

@@ -21,6 +21,14 @@ void check_pool_input(const char* op, const at::Tensor& x, size_t length, const 
 void check_pool(const char* op, const at::Tensor& x, const PoolParams& params);
 std::vector<c10::SymInt> pool_output_sizes(const char* op, const at::Tensor& x, const PoolParams& params);
 
+// Windows of one axis, clipped to the input. The count is that of the clipped window, or with include_pad that of the
+// window clipped to the padded input: what lies beyond the padding (ceil_mode) never counts. `height` picks the axis; a
+// missing height is one row.
+std::vector<kernels::PoolWindow> pool_windows(int64_t in_size, int64_t out_size, const PoolParams& params, bool height,
+                                              bool include_pad);
+// Window o covers [floor(o * in / out), ceil((o + 1) * in / out)), as in PyTorch.
+std::vector<kernels::PoolWindow> adaptive_windows(int64_t in_size, int64_t out_size);
+
 // Requantization of an average pool, and the checks of its arguments.
 kernels::OutputSpec avg_pool_output(const char* op, const at::Tensor& x, int64_t x_zero_point, double multiplier,
                                     int64_t output_zero_point, int64_t output_quant_min, int64_t output_quant_max,

@@ -354,8 +354,13 @@ class ProgramWriter {
     write(std::move(step), std::vector<const Value*>(results.begin(), results.end()));
   }
 
+  static bool is_same(const Value* a, const Value* b) {
+    return a == b || (is_stored(a) && is_stored(b) && attribute_path(a) == attribute_path(b));
+  }
+
   static Reference referred(Source source, std::vector<Value*>& list, Value* value) {
-    const auto found = std::find(list.begin(), list.end(), value);
+    const auto found =
+        std::find_if(list.begin(), list.end(), [&](const Value* listed) { return is_same(listed, value); });
     const Reference reference{source, found - list.begin()};
     if (found == list.end()) list.push_back(value);
     return reference;

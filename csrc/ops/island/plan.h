@@ -1,0 +1,50 @@
+// An island planned for fixed shapes: runs without dispatch, without allocating anything but its results, and in one
+// parallel region as long as every op has a step kind. Made and kept by plan_cache.cpp.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "ops/island/plan_builder.h"
+
+namespace torchquant::island {
+
+class Plan {
+ public:
+  // nullptr where the program cannot be planned for these operands: it must be interpreted.
+  static std::shared_ptr<const Plan> make(const Program& program, const Operands& operands, int threads,
+                                          SharedObjects& shared);
+  ~Plan();
+
+  // Operands must have the shapes, types and strides that the plan was made for. Threads may call it at once.
+  std::vector<at::Tensor> run(at::TensorList inputs, at::TensorList constants) const;
+
+ private:
+  struct Context;
+  class Lease;
+
+  Plan(PlanBuilder&& builder, int threads);
+  std::unique_ptr<Context> make_context() const;
+  void place_arena();
+  void run_phases(Context& context) const;
+  void run_together(Context& context, size_t first, size_t last) const;
+  void work_through(Context& context, size_t first, size_t last) const;
+  void run_task(const Context& context, size_t phase, int64_t task) const;
+
+  int threads_;
+  std::vector<Phase> phases_;
+  std::vector<int64_t> tasks_;  // of each phase
+  std::vector<Buffer> buffers_;
+  std::vector<int64_t> arena_offsets_;  // of each buffer
+  int64_t arena_bytes_ = 0;
+  std::vector<OutputSpec> outputs_;
+
+  // What a run needs for itself; runs at the same time have one each.
+  mutable std::mutex mutex_;
+  mutable std::vector<std::unique_ptr<Context>> free_;
+};
+
+}  // namespace torchquant::island
