@@ -111,7 +111,7 @@ bool PlanBuilder::build() {
 // ---- shapes -----------------------------------------------------------------------------------------------------
 
 Slot PlanBuilder::add_slot(const at::Tensor& tensor) {
-  slots_.push_back({.eager = tensor});
+  slots_.emplace_back().eager = tensor;
   return static_cast<Slot>(slots_.size()) - 1;
 }
 
