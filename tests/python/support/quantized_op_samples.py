@@ -1,5 +1,7 @@
 """Sample calls of the integer ops; see op_samples.py. test_ops_opcheck.py imports this module."""
 
+import json
+
 import torch
 from support.op_samples import call, samples_of
 
@@ -124,3 +126,19 @@ def quantized_avg_pool():
 @samples_of("quantized_adaptive_avg_pool")
 def quantized_adaptive_avg_pool():
     return [call(codes(2, 3, 8, 7), output_size=[1, 1], **REQUANTIZE), call(codes(2, 3, 8), output_size=[3], **REQUANTIZE)]
+
+
+def island_program(*steps, outputs):
+    return json.dumps({"version": 1, "steps": [{"op": op, "args": args} for op, args in steps], "outputs": outputs})
+
+
+@samples_of("quantized_island")
+def quantized_island():
+    x, scale, zero_point = {"input": 0}, {"constant": 0}, {"constant": 1}
+    quantize = ("torchquant::quantize", [x, scale, zero_point, None, None, 0, 0, 255])
+    lookup = ("torchquant::quantized_lookup", [{"value": 0}, {"constant": 2}, 0, 0])
+    reshape = ("aten::reshape", [{"value": 1}, [{"size": 0}, -1]])
+    dequantize = ("torchquant::dequantize", [{"value": 2}, scale, zero_point, None, None, 6])
+    program = island_program(quantize, lookup, reshape, dequantize, outputs=[{"value": 3}, {"value": 0}])
+    constants = [torch.tensor([0.1]), torch.tensor([100.0]), codes(256)]
+    return [call([torch.randn(2, 3, 5)], [2], constants, program), call([torch.randn(2, 3, 5, 4)], [6], constants, program)]
