@@ -82,9 +82,8 @@ class Plan::Lease {
   std::unique_ptr<Context> context_;
 };
 
-std::shared_ptr<const Plan> Plan::make(const Program& program, const Operands& operands, int threads,
-                                       SharedObjects& shared) {
-  PlanBuilder builder(program, operands, threads, shared);
+std::shared_ptr<const Plan> Plan::make(const Program& program, const Operands& operands, int threads) {
+  PlanBuilder builder(program, operands, threads);
   if (!builder.build()) return nullptr;
   return std::shared_ptr<const Plan>(new Plan(std::move(builder), threads));
 }

@@ -15,8 +15,7 @@ namespace torchquant::island {
 class Plan {
  public:
   // nullptr where the program cannot be planned for these operands: it must be interpreted.
-  static std::shared_ptr<const Plan> make(const Program& program, const Operands& operands, int threads,
-                                          SharedObjects& shared);
+  static std::shared_ptr<const Plan> make(const Program& program, const Operands& operands, int threads);
   ~Plan();
 
   // Operands must have the shapes, types and strides that the plan was made for. Threads may call it at once.

@@ -80,8 +80,8 @@ const Bound& StepView::bound(const std::string& name) const {
   return arguments_.at(schema_->argumentIndexWithName(name).value());
 }
 
-PlanBuilder::PlanBuilder(const Program& program, const Operands& operands, int threads, SharedObjects& shared)
-    : program_(program), threads_(threads), shared_(shared), sizes_(operands.sizes.begin(), operands.sizes.end()) {
+PlanBuilder::PlanBuilder(const Program& program, const Operands& operands, int threads)
+    : program_(program), threads_(threads), sizes_(operands.sizes.begin(), operands.sizes.end()) {
   const at::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   for (const at::Tensor& input : operands.inputs) input_slots_.push_back(add_slot(meta_like(input)));

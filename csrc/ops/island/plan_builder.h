@@ -10,7 +10,6 @@
 #include <ATen/core/ivalue.h>
 
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -26,9 +25,6 @@ namespace torchquant::island {
 // A tensor of the program: an input, a constant or a result.
 using Slot = int64_t;
 inline constexpr Slot kNoSlot = -1;
-
-// Objects that all plans of one program share (packed weights), by name.
-using SharedObjects = std::map<std::string, std::shared_ptr<const void>>;
 
 // An argument of a step: a tensor, a list of tensors, or anything else as a value.
 struct Bound {
@@ -111,7 +107,7 @@ struct OutputSpec {
 class PlanBuilder {
  public:
   // `operands` are real tensors. Throws c10::Error where the program cannot be run on such operands.
-  PlanBuilder(const Program& program, const Operands& operands, int threads, SharedObjects& shared);
+  PlanBuilder(const Program& program, const Operands& operands, int threads);
 
   // False if the plan could not be made: the island must be interpreted.
   bool build();
@@ -142,13 +138,6 @@ class PlanBuilder {
 
   // Adds work that belongs to one phase; reads and writes are the tensors that must live then.
   void add(std::unique_ptr<Work> work, const std::vector<Slot>& reads, const std::vector<Slot>& writes);
-
-  template <typename Object, typename Make>
-  std::shared_ptr<const Object> shared(const std::string& name, const Make& make) {
-    auto& object = shared_[name];
-    if (!object) object = std::shared_ptr<const Object>(make());
-    return std::static_pointer_cast<const Object>(object);
-  }
 
   // ---- the result -----------------------------------------------------------------------------------------------
   std::vector<Phase> phases;
@@ -189,7 +178,6 @@ class PlanBuilder {
 
   const Program& program_;
   int threads_;
-  SharedObjects& shared_;
   std::vector<c10::IValue> values_;             // of the meta run
   std::vector<std::vector<Slot>> value_slots_;  // of each value: one for a tensor, several for a list, none for a size
   std::vector<Slot> input_slots_, constant_slots_;

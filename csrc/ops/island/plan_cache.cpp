@@ -107,7 +107,7 @@ class PlannedProgram {
   // A plan that cannot be made is no error: the interpreter raises the one that the user should see.
   std::shared_ptr<const Plan> make_plan(const Operands& operands, int threads) {
     try {
-      return Plan::make(program_, operands, threads, shared_);
+      return Plan::make(program_, operands, threads);
     } catch (const c10::Error&) {
       return nullptr;
     }
@@ -118,11 +118,15 @@ class PlannedProgram {
   std::vector<ConstantMark> marks_;
   std::mutex mutex_;
   std::vector<std::pair<ShapeKey, std::shared_ptr<const Plan>>> plans_;
-  SharedObjects shared_;
 };
 
 // Hangs on a constant. Several islands may read the same one.
 struct PlannedPrograms final : c10::BackendMeta {
+  // Copies of the tensor's metadata belong to other tensors, whose islands have other constants.
+  c10::intrusive_ptr<c10::BackendMeta> clone(const c10::intrusive_ptr<c10::BackendMeta>& /*ptr*/) const override {
+    return c10::make_intrusive<PlannedPrograms>();
+  }
+
   std::vector<std::shared_ptr<PlannedProgram>> programs;
 };
 

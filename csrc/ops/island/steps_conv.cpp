@@ -2,6 +2,7 @@
 #include <ATen/ops/empty.h>
 
 #include "kernels/integer_conv.h"
+#include "ops/integer_conv.h"
 #include "ops/island/step_arguments.h"
 
 namespace torchquant::island {
@@ -24,15 +25,6 @@ class ConvWork final : public Work {
   std::shared_ptr<const kernels::ConvPlan> plan_;
   Place x_, out_;
   std::optional<Place> residual_;
-};
-
-// What the two ops have in common: a convolution whose tensors are images of pixels.
-struct Layer {
-  const char* op;
-  ConvSpec spec;
-  int64_t batch;
-  ImageLayout x, out;
-  std::optional<ImageLayout> residual;
 };
 
 bool is_linear(const StepView& step) { return step.step().op == "torchquant::quantized_linear"; }
@@ -61,24 +53,11 @@ ConvSpec spec_of(const PlanBuilder& builder, const StepView& step) {
           .width = axis_of(step, /*height=*/false)};
 }
 
-std::shared_ptr<const kernels::PackedConv> pack(const at::Tensor& stored, const StepView& step, const ConvSpec& spec) {
-  const int64_t rows = spec.transposed ? spec.in_channels : spec.out_channels;
-  const int64_t columns = (spec.transposed ? spec.out_channels : spec.in_channels) / spec.groups;
-  const int64_t taps = spec.height.kernel * spec.width.kernel;
-  at::Tensor codes =
-      ops::int8_weight(stored, rows, columns * taps, integer(step, "weight_bits"), integer(step, "weight_quant_min"));
-  codes = codes.view({rows, columns, spec.height.kernel, spec.width.kernel});
-  return kernels::pack_conv(
-      kernels::selected_isa(), spec,
-      {codes.const_data_ptr<int8_t>(), {codes.stride(0), codes.stride(1), codes.stride(2), codes.stride(3)}});
-}
-
-std::shared_ptr<const kernels::PackedConv> packed(PlanBuilder& builder, const StepView& step) {
-  const Slot weight = step.slot("weight");
-  const std::string name = std::string("conv weight ") + kernels::isa_name(kernels::selected_isa()) + " " +
-                           std::to_string(weight) + (is_linear(step) ? " linear" : "");
-  return builder.shared<kernels::PackedConv>(
-      name, [&] { return pack(builder.constant(weight), step, spec_of(builder, step)); });
+// Shared with every other reader of the weight.
+std::shared_ptr<const kernels::PackedConv> packed(const PlanBuilder& builder, const StepView& step) {
+  return ops::packed_conv(builder.constant(step.slot("weight")), spec_of(builder, step), integer(step, "weight_bits"),
+                          integer(step, "weight_quant_min"))
+      ->packed();
 }
 
 kernels::Epilogue epilogue_of(const PlanBuilder& builder, const StepView& step) {
@@ -96,7 +75,7 @@ kernels::Epilogue epilogue_of(const PlanBuilder& builder, const StepView& step) 
   return {multiplier.const_data_ptr<float>(), bias.const_data_ptr<float>(), residual, output_spec(op, step)};
 }
 
-std::shared_ptr<const kernels::ConvPlan> plan(PlanBuilder& builder, const StepView& step, const at::Tensor& x,
+std::shared_ptr<const kernels::ConvPlan> plan(const PlanBuilder& builder, const StepView& step, const at::Tensor& x,
                                               const at::Tensor& out, const at::Tensor& residual) {
   const int64_t batch = is_linear(step) ? 1 : x.size(0);
   std::optional<ImageLayout> residual_layout;
@@ -125,20 +104,24 @@ bool fits(const PlanBuilder& builder, const StepView& step) {
 }
 
 void wish(PlanBuilder& builder, const StepView& step) {
-  const Slot residual = step.slot("residual");
+  const Slot x = step.slot("x");
   if (!is_linear(step)) {
-    builder.wish_channels_last(step.slot("x"));
-    if (residual != kNoSlot) builder.wish_channels_last(residual);
+    builder.wish_channels_last(x);
+    if (step.slot("residual") != kNoSlot) builder.wish_channels_last(step.slot("residual"));
   }
-  const auto dense = [&](Slot slot) { return slot == kNoSlot ? at::Tensor() : dense_like(step, builder.eager(slot)); };
-  const auto first = plan(builder, step, dense(step.slot("x")), dense(step.result()), dense(residual));
-  builder.wish_border(step.slot("x"), first->input_border(), fill_of(step));
+  const auto dense = [&](Slot slot) { return *pixels(step, dense_like(step, builder.eager(slot))); };
+  builder.wish_border(x, packed(builder, step)->input_border(dense(x), dense(step.result())), fill_of(step));
+}
+
+Slot add_copy(PlanBuilder& builder, const StepView& step, Slot slot, const kernels::Border& border) {
+  if (is_linear(step)) return builder.add_copy_like(slot, builder.eager(slot).contiguous());
+  return builder.add_bordered_copy(slot, border, fill_of(step));
 }
 
 // A tensor that the engine cannot read as it lies is copied.
 Slot readable(PlanBuilder& builder, const StepView& step, Slot slot) {
-  if (slot == kNoSlot || pixels(step, builder.physical(slot))) return slot;
-  return builder.add_bordered_copy(slot, {}, fill_of(step));
+  const bool fits = slot == kNoSlot || pixels(step, builder.physical(slot));
+  return fits ? slot : add_copy(builder, step, slot, {});
 }
 
 void make(PlanBuilder& builder, const StepView& step) {
@@ -148,7 +131,7 @@ void make(PlanBuilder& builder, const StepView& step) {
   const auto tensor = [&](Slot slot) { return slot == kNoSlot ? at::Tensor() : builder.physical(slot); };
   auto planned = plan(builder, step, tensor(x), tensor(out), tensor(residual));
   if (!builder.has_border(x, planned->input_border(), fill_of(step))) {
-    x = builder.add_bordered_copy(x, planned->input_border(), fill_of(step));
+    x = add_copy(builder, step, x, planned->input_border());
     planned = plan(builder, step, tensor(x), tensor(out), tensor(residual));
   }
   std::optional<Place> residual_place;
