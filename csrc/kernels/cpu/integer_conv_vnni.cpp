@@ -48,7 +48,8 @@ class Weight final : public PackedConv {
       const Segments wanted = segments(phase, in);
       border.tail_bytes = std::max(border.tail_bytes, 4 * stepped(wanted).steps_each - wanted.bytes);
     }
-    if (joins_groups(spec_)) border.tail_bytes = kJoinedBytes;
+    // Both halves of a panel are read, even where the last one has channels for half of it only.
+    if (joins_groups(spec_)) border.tail_bytes = 2 * kJoinedBytes;
     return border;
   }
 
