@@ -79,7 +79,7 @@ TEST(LowerActivations, RefusesABadScale) {
   const auto module =
       make_module({{"s", at::full({1}, 0.0)}, {"z", at::zeros({1})}}, "x", "return " + fake_quantize("x"));
   EXPECT_THAT([&] { after(module, lower_activations); },
-              ::testing::ThrowsMessage<c10::Error>(::testing::HasSubstr("must be finite and > 0, got 0")));
+              ::testing::ThrowsMessage<c10::Error>(::testing::HasSubstr("must be finite and > 0, with a finite reciprocal, got 0")));
 }
 
 // Its other readers would see the float tensor changed, and the codes not.
