@@ -6,6 +6,7 @@ import pytest
 import torch
 from support import quantized_op_samples  # noqa: F401  (registers the samples)
 from support.op_samples import SAMPLES
+from torch.utils import _pytree as pytree
 
 import torchquant  # noqa: F401
 
@@ -18,13 +19,14 @@ class Call(torch.nn.Module):
     def __init__(self, name, args, kwargs):
         super().__init__()
         self.op = getattr(torch.ops.torchquant, name)
-        self.is_tensor = [isinstance(arg, torch.Tensor) for arg in args]
-        self.tensors = tuple(arg for arg in args if isinstance(arg, torch.Tensor))
+        self.leaves, self.structure = pytree.tree_flatten(args)
+        self.tensors = tuple(leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor))
         self.kwargs = kwargs
 
     def forward(self, *tensors):
         remaining = iter(tensors)
-        return self.op(*(next(remaining) if tensor else None for tensor in self.is_tensor), **self.kwargs)
+        leaves = [next(remaining) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves]
+        return pytree.tree_leaves(self.op(*pytree.tree_unflatten(leaves, self.structure), **self.kwargs))[0]
 
 
 def sample_call(name, index=0):
@@ -53,7 +55,8 @@ def test_trace_save_load(name):
 def test_export_with_a_dynamic_batch(name):
     model = sample_call(name)
     expected = model(*model.tensors)
-    batch_is_free = name not in ("quantized_add", "quantized_mul")  # whose operands would have to change together
+    # Operands that would have to change together, and a program that is given the batch as a size.
+    batch_is_free = name not in ("quantized_add", "quantized_mul", "quantized_island")
     shapes = ({0: torch.export.Dim("batch")} if batch_is_free else None, *[None] * (len(model.tensors) - 1))
     program = torch.export.export(model, model.tensors, dynamic_shapes={"tensors": shapes})
     for exported in (program, program.run_decompositions()):

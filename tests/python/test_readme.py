@@ -53,4 +53,4 @@ def test_the_code_runs(tmp_path, monkeypatch):
         ["bash", "-e", "-c", build_and_run], env={**os.environ, "PYTHONPATH": python_path, "PATH": path}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "p50" in done.stdout
+    assert "P50" in done.stdout

@@ -9,6 +9,7 @@
 #include "ATen/ops/equal.h"
 #include "convert/graph.h"
 #include "convert/passes.h"
+#include "convert/written.h"
 
 namespace torchquant::conversion {
 namespace {
@@ -64,10 +65,10 @@ bool can_merge(const Conversion& conversion, const Node* first, const Node* seco
 }
 
 // quantize ops that write the same codes: every layer that was prepared by itself has its own.
-void share_quantize(Conversion& conversion) {
+void share_quantize(Conversion& conversion, const Written& written) {
   std::vector<Node*> kept;
   for (Node* node : all_nodes(conversion.graph())) {
-    if (node->kind() != kind::quantize) continue;
+    if (node->kind() != kind::quantize || written.count(node->input(0))) continue;
     const auto same = std::find_if(kept.begin(), kept.end(), [&](const Node* other) {
       if (other->owningBlock() != node->owningBlock() || other->input(0) != node->input(0)) return false;
       for (size_t i = 1; i < node->inputs().size(); ++i) {
@@ -118,10 +119,12 @@ void merge(Conversion& conversion, const std::vector<Node*>& nodes) {
 }  // namespace
 
 void merge_linears(Conversion& conversion) {
-  share_quantize(conversion);
+  const Written written = written_values(conversion);  // between two readers of one value a write may stand
+  share_quantize(conversion, written);
   std::vector<std::vector<Node*>> groups;
   for (Node* node : all_nodes(conversion.graph())) {
-    if (!is_linear(node) || !writes_floats(conversion, node)) continue;
+    if (!is_linear(node) || !writes_floats(conversion, node) || written.count(node->input(0))) continue;
+    if (written.count(node->output())) continue;  // the parts of one result would be views of one another's memory
     const auto group = std::find_if(groups.begin(), groups.end(), [&](const std::vector<Node*>& other) {
       return can_merge(conversion, other.front(), node);
     });

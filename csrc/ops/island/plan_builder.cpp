@@ -203,8 +203,10 @@ void PlanBuilder::wish_channels_last(Slot slot) {
 }
 
 void PlanBuilder::wish_border(Slot slot, const kernels::Border& border, int32_t fill) {
-  if (!slots_[slot].made_here || is_empty(border)) return;
+  if (!slots_[slot].made_here) return;
   Wish& wish = slots_[root(slot)].wish;
+  wish.border.tail_bytes = std::max(wish.border.tail_bytes, border.tail_bytes);
+  if (is_empty(border)) return;
   if (wish.fill && *wish.fill != fill) return;  // the second reader gets a copy
   wish.channels_last = true;
   wish.border = larger(wish.border, border);
@@ -247,11 +249,11 @@ void PlanBuilder::place_in_arena(Slot slot) {
   if (image && (state.wish.channels_last || is_channels_last(eager))) {
     strides = channels_last_strides(eager.sizes(), state.wish.border);
     offset = state.wish.border.left * eager.size(1) + (eager.dim() == 4 ? state.wish.border.top * strides[2] : 0);
-    state.border = state.wish.border;
     state.fill = state.wish.fill;
   } else {
     strides = eager.is_non_overlapping_and_dense() ? eager.strides().vec() : eager.contiguous().strides().vec();
   }
+  state.border = state.wish.border;
   const int64_t elements = image && strides[1] == 1 ? eager.size(0) * strides[0] : eager.numel();
   state.buffer = static_cast<int64_t>(buffers.size());
   buffers.push_back(
