@@ -72,7 +72,10 @@ def measure(name: str, calibration_batches: int) -> dict:
         "sqnr_against_simulation_db": signal_to_noise(simulated, integers),
         "sqnr_of_simulation_db": signal_to_noise(wanted, simulated),
         "sqnr_of_integers_db": signal_to_noise(wanted, integers),
-        "missed": [row.layer for row in rows if not row.passed],
+        "missed": [layer.layer for layer in layers if not layer.passed],
+        # Where floats become codes the float layers in between have drifted; that is the network's drift, no layer's.
+        "entries": sum(row.entry for row in rows),
+        "worst_entry_percent": 100 * max((row.differing for row in rows if row.entry), default=0.0),
     }
 
 

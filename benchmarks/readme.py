@@ -55,8 +55,37 @@ def qat_step_section() -> str:
     )
 
 
+def layer_agreement_section() -> str:
+    result = read("layer_agreement")
+    rows = [
+        (row["network"], f"{row['layers_passed']} of {row['layers']}", f"{row['differing_percent']:.5f} %", row["largest_step"],
+         f"{row['worst_layer_percent']:.4f} %", f"{row['sqnr_of_simulation_db']:.1f} dB", f"{row['sqnr_of_integers_db']:.1f} dB")
+        for row in result["rows"]
+    ]  # fmt: skip
+    heading = ("network", "layers within the bar", "codes that differ", "by at most", "worst layer", "simulation", "integers")
+    return (
+        "**Each converted layer against the fake-quantized one**, fed the same integers (bar: one step, in 0.1 % of the codes); then the "
+        f"whole network's SQNR against the float model, simulated and in integers ({where(result)}):\n\n" + markdown(heading, rows)
+    )
+
+
+def peers_section() -> str:
+    result = read("peers")
+    rows = []
+    for row in result["rows"]:
+        systems = row["systems"]
+        ours = min((name for name in systems if name.startswith("torchquant")), key=lambda name: systems[name]["median_ms"])
+        others = sorted((name for name in systems if not name.startswith("torchquant")), key=lambda name: systems[name]["median_ms"])
+        cells = [f"{name} {systems[name]['median_ms']:.1f} ms" for name in others]
+        rows.append((row["network"], row["batch"], f"{systems[ours]['median_ms']:.1f} ms", ", ".join(cells)))
+    return (
+        f"**Whole networks in int8 beside other systems**, median of {result['setup']['rounds']} rounds ({where(result)}):\n\n"
+        + markdown(("network", "batch", "TorchQuant", "others, fastest first"), rows)
+    )
+
+
 def render() -> str:
-    return "\n".join([fake_quantize_section(), qat_step_section()])
+    return "\n".join([fake_quantize_section(), qat_step_section(), layer_agreement_section(), peers_section()])
 
 
 def main() -> int:
