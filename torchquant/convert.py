@@ -37,8 +37,8 @@ def convert(
     model = convert_script(trace.script, on_fallback)
     model.checks = trace.checks
     model.argument_names, model.fixed_arguments = trace.argument_names, trace.fixed_arguments
-    for inputs in reversed(trace.checked_inputs):  # the example's own drift is the one that stays
-        model.drift = _drift(trace.run_model(inputs), model.script(*inputs))
+    for inputs, expected in reversed(trace.checked):  # the example's own drift is the one that stays
+        model.drift = _drift(expected, model.script(*inputs))
         if model.drift["relative"] > max_drift:
             raise RuntimeError(
                 f"convert: the converted model's outputs differ from the fake-quantized model's by {model.drift['relative']:.2g} "

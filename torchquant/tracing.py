@@ -41,8 +41,8 @@ class Trace:
         self.inputs = _give_flat_interface(self.model, args, kwargs)
         self.script = self._trace()
         self.checks: list[dict] = []  # what was compared or skipped, for the user
-        self.checked_inputs: list[tuple] = []
-        self._check("example_inputs", self.inputs, "holds data-dependent Python control flow or randomness")
+        self.checked: list[tuple] = []  # (inputs, what the model gives for them)
+        self._check("example_inputs", self.inputs, self.run_model(self.inputs), "holds data-dependent Python control flow or randomness")
         if not fixed_shapes:
             self._check_batch_size()
             self._check_lengths()
@@ -80,15 +80,14 @@ class Trace:
     def _check_resized(self, what: str, dim: int, size: int, new_size: int) -> None:
         inputs = _resized(self.inputs, dim, size, new_size)
         try:
-            self.run_model(inputs)
+            expected = self.run_model(inputs)
         except Exception as error:  # the model's own limit, whatever it raises
             self.checks.append({"check": what, "skipped": f"the model takes only {size}: {_first_line(error)}"})
             return
-        self._check(what, inputs, f"fixes the {what} at {size}, while the model also runs with {new_size}; pass fixed_shapes=True "
+        self._check(what, inputs, expected, f"fixes the {what} at {size}, while the model also runs with {new_size}; pass fixed_shapes=True "
                     "if only the example's shapes matter")
 
-    def _check(self, what: str, inputs: tuple, blame: str) -> None:
-        expected = self.run_model(inputs)
+    def _check(self, what: str, inputs: tuple, expected, blame: str) -> None:
         try:
             actual = self.run_script(inputs)
         except RuntimeError as error:
@@ -96,7 +95,7 @@ class Trace:
         if not _same(expected, actual):
             raise ValueError(f"convert: the trace of the model {blame} (its results differ from the model's)")
         self.checks.append({"check": what, "shapes": [list(leaf.shape) for leaf in pytree.tree_leaves(inputs)]})
-        self.checked_inputs.append(inputs)
+        self.checked.append((inputs, expected))
 
 
 def _evaluation_copy(prepared: torch.nn.Module) -> torch.nn.Module:

@@ -19,7 +19,7 @@ class System:
     imports: tuple[str, ...] = ()  # what open() needs, imported before its time is taken
 
     def prepare(self, model: torch.nn.Module, name: str, batch: int, folder: pathlib.Path) -> pathlib.Path | None:
-        raise NotImplementedError
+        return None
 
     def open(self, artifact: pathlib.Path | None, model, name: str, batch: int, threads: int):
         raise NotImplementedError
@@ -28,13 +28,8 @@ class System:
 class TorchEager(System):
     precision = "fp32"
 
-    def prepare(self, model, name, batch, folder):
-        return None
-
     def open(self, artifact, model, name, batch, threads):
-        if isinstance(model, torch.nn.Module) and name != "bert_base":
-            model = model.to(memory_format=torch.channels_last)
-        return model
+        return model if name == "bert_base" else model.to(memory_format=torch.channels_last)
 
 
 class TorchInductor(TorchEager):
@@ -99,18 +94,12 @@ class TorchAoFx(System):
 class TorchAoDynamic(System):
     transformers_only = True
 
-    def prepare(self, model, name, batch, folder):
-        return None
-
     def open(self, artifact, model, name, batch, threads):
         torch.backends.quantized.engine = "x86"
         return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
 class TorchaoPt2e(System):
-    def prepare(self, model, name, batch, folder):
-        return None
-
     def open(self, artifact, model, name, batch, threads):
         from torchao.quantization.pt2e import move_exported_model_to_eval
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -130,9 +119,6 @@ class TorchaoPt2e(System):
 
 class TorchaoDynamic(System):
     transformers_only = True
-
-    def prepare(self, model, name, batch, folder):
-        return None
 
     def open(self, artifact, model, name, batch, threads):
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_

@@ -15,11 +15,11 @@ std::string identifier(std::string name) {
   return std::isdigit(static_cast<unsigned char>(name[0])) ? "_" + name : name;
 }
 
+}  // namespace
+
 bool same_tensor(const at::Tensor& a, const at::Tensor& b) {
   return a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() && at::equal(a, b);
 }
-
-}  // namespace
 
 Conversion::Conversion(torch::jit::Module module, InputRanks input_ranks, FloatLayers float_layers)
     : module_(std::move(module)),

@@ -28,6 +28,9 @@ struct CannotLower : std::runtime_error {
 // Number of dimensions of each graph input, where the module's graph says it.
 using InputRanks = std::vector<std::optional<int64_t>>;
 
+// Type, shape and every value.
+bool same_tensor(const at::Tensor& a, const at::Tensor& b);
+
 class Conversion {
  public:
   // `module` holds one inlined `forward`, which the passes rewrite.

@@ -27,6 +27,14 @@ TQ_HOST_DEVICE constexpr ImageLayout dense_image(int64_t height, int64_t width, 
   return {height, width, channels, width * channels, height * width * channels};
 }
 
+// Pixels around each image, inside its buffer.
+struct ImageBorder {
+  int64_t top = 0;
+  int64_t bottom = 0;
+  int64_t left = 0;
+  int64_t right = 0;
+};
+
 // The pixel that comes at position `index` of a walk over batch, height and width.
 struct PixelIndex {
   int64_t image;

@@ -41,11 +41,7 @@ TQ_API int64_t conv_output_size(const ConvAxisSpec& axis, bool transposed, int64
 
 // What must lie around each input image, in pixels of its own layout, holding the input's zero point; and how many
 // bytes behind the last byte of the last row's border must be readable, whatever they hold.
-struct Border {
-  int64_t top = 0;
-  int64_t bottom = 0;
-  int64_t left = 0;
-  int64_t right = 0;
+struct Border : ImageBorder {
   int64_t tail_bytes = 0;
 };
 

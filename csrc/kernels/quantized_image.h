@@ -68,14 +68,6 @@ struct ResizeLinearArgs {
   ImageLayout out_layout;
 };
 
-// Pixels around an image, inside its buffer.
-struct ImageBorder {
-  int64_t top;
-  int64_t bottom;
-  int64_t left;
-  int64_t right;
-};
-
 // Stores `code` in `channels` elements of every border pixel of images [images.begin, images.end); `data` is the first
 // pixel inside the border. memset is as fast as any kernel, so this stands in no table.
 void fill_border(void* data, const ImageLayout& layout, int64_t channels, const ImageBorder& border, int32_t code,

@@ -128,31 +128,28 @@ TEST(Convert, LeavesAddsOfFloatsAlone) {
   EXPECT_TRUE(at::allclose(result.module.forward({x}).toTensor(), module.forward({x}).toTensor(), 1e-5, 1e-5));
 }
 
-TEST(Convert, RefusesASumThatCouldOverflow) {
-  Buffers deep{{"w", at::ones({1, 66312})},
+// A linear layer that sums `depth` products of codes from `lowest` up.
+torch::jit::Module deep_linear(int64_t depth, int64_t lowest) {
+  Buffers deep{{"w", at::full({1, depth}, static_cast<float>(lowest))},
                {"ws", at::ones({1})},
                {"wz", at::zeros({1})},
                {"s", at::ones({1})},
                {"z", at::zeros({1})}};
-  const auto module = make_module(deep, "x",
-                                  "x = torchquant.fake_quantize(x, self.s, self.z, quant_min=0, quant_max=255)\n"
-                                  "return torch.linear(x, torchquant.fake_quantize(self.w, self.ws, self.wz, axis=0, "
-                                  "quant_min=-127, quant_max=127))");
+  return make_module(deep, "x",
+                     "x = torchquant.fake_quantize(x, self.s, self.z, quant_min=0, quant_max=255)\n"
+                     "return torch.linear(x, torchquant.fake_quantize(self.w, self.ws, self.wz, axis=0, quant_min=" +
+                         std::to_string(lowest) + ", quant_max=127))");
+}
+
+TEST(Convert, RefusesASumThatCouldOverflow) {
+  const auto module = deep_linear(66312, -127);
   EXPECT_THAT([&] { convert(module); },
               ThrowsMessage<c10::Error>(HasSubstr("sums 66312 products, and an int32 sum holds at most 66311")));
 }
 
 // A weight code may be -128 where the range of the codes says so.
 TEST(Convert, RefusesASumThatTheLowestCodeCouldOverflow) {
-  Buffers deep{{"w", at::full({1, 66311}, -128.0f)},
-               {"ws", at::ones({1})},
-               {"wz", at::zeros({1})},
-               {"s", at::ones({1})},
-               {"z", at::zeros({1})}};
-  const auto module = make_module(deep, "x",
-                                  "x = torchquant.fake_quantize(x, self.s, self.z, quant_min=0, quant_max=255)\n"
-                                  "return torch.linear(x, torchquant.fake_quantize(self.w, self.ws, self.wz, axis=0, "
-                                  "quant_min=-128, quant_max=127))");
+  const auto module = deep_linear(66311, -128);
   EXPECT_THAT([&] { convert(module); },
               ThrowsMessage<c10::Error>(HasSubstr("sums 66311 products, and an int32 sum holds at most 65793")));
 }

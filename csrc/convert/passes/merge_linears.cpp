@@ -6,7 +6,6 @@
 #include <string_view>
 
 #include "ATen/ops/cat.h"
-#include "ATen/ops/equal.h"
 #include "convert/graph.h"
 #include "convert/passes.h"
 #include "convert/written.h"
@@ -30,10 +29,7 @@ bool same_value(const Conversion& conversion, const Value* a, const Value* b) {
   const auto first = conversion.resolve(a);
   const auto second = first ? conversion.resolve(b) : std::nullopt;
   if (!second || first->tagKind() != second->tagKind()) return false;
-  if (!first->isTensor()) return *first == *second;
-  const at::Tensor& x = first->toTensor();
-  const at::Tensor& y = second->toTensor();
-  return x.scalar_type() == y.scalar_type() && x.sizes() == y.sizes() && at::equal(x, y);
+  return first->isTensor() ? same_tensor(first->toTensor(), second->toTensor()) : *first == *second;
 }
 
 // A stored tensor that no other op reads: of a shared one a merged copy would be one more.

@@ -4,37 +4,23 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/quantized_kernels.h"
+#include "ops/island/kernel_work.h"
 #include "ops/island/plan_builder.h"
 
 namespace torchquant::island {
 namespace {
 
-// Images of codes, by the image kernels.
-class ImageCopy final : public Work {
- public:
-  ImageCopy(const at::Tensor& from, Place from_place, const at::Tensor& to, Place to_place, int threads)
-      : from_place_(from_place), to_place_(to_place) {
-    args_.channels = to.size(1);
-    args_.x_layout = *image_layout(from);
-    args_.out_layout = *image_layout(to);
-    const int64_t rows = to.size(0) * args_.out_layout.height;
-    slices_ = Slices(rows, args_.out_layout.width * args_.channels / 16, threads);
-  }
-
-  int64_t tasks() const override { return slices_.count(); }
-  void run(const Memory& memory, kernels::IndexRange tasks) const override {
-    kernels::CopyImageArgs args = args_;
-    args.x = memory.at(from_place_);
-    args.out = memory.at(to_place_);
-    kernels::quantized_kernels().copy_image(args, slices_.items(tasks));
-  }
-
- private:
-  Place from_place_, to_place_;
-  kernels::CopyImageArgs args_{};
-  Slices slices_;
-};
+// Images of codes.
+std::unique_ptr<Work> copy_image(const at::Tensor& from, Place from_place, const at::Tensor& to, Place to_place,
+                                 int threads) {
+  kernels::CopyImageArgs args{};
+  args.channels = to.size(1);
+  args.x_layout = *image_layout(from);
+  args.out_layout = *image_layout(to);
+  const Slices slices(to.size(0) * args.out_layout.height, args.out_layout.width * args.channels / 16, threads);
+  return std::make_unique<KernelWork<kernels::CopyImageArgs>>(&kernels::QuantizedKernels::copy_image, args, from_place,
+                                                              to_place, slices);
+}
 
 // Any strides, element by element.
 class StridedCopy final : public Work {
@@ -81,14 +67,13 @@ class StridedCopy final : public Work {
 std::unique_ptr<Work> make_copy(const at::Tensor& from, Place from_place, const at::Tensor& to, Place to_place,
                                 int threads) {
   if (to.element_size() == 1 && image_layout(from) && image_layout(to)) {
-    return std::make_unique<ImageCopy>(from, from_place, to, to_place, threads);
+    return copy_image(from, from_place, to, to_place, threads);
   }
   return std::make_unique<StridedCopy>(from, from_place, to, to_place, threads);
 }
 
 void BorderWork::run(const Memory& memory, kernels::IndexRange tasks) const {
-  kernels::fill_border(memory.at(place_), layout_, channels_,
-                       {border_.top, border_.bottom, border_.left, border_.right}, code_, tasks);
+  kernels::fill_border(memory.at(place_), layout_, channels_, border_, code_, tasks);
 }
 
 Slices::Slices(int64_t items, int64_t item_cost, int threads) : items_(items) {

@@ -1,8 +1,8 @@
 // Step kinds of torchquant::quantize and dequantize with one scale: where floats enter and leave an island.
 #include "kernels/fake_quantize.h"
-#include "kernels/quantized_kernels.h"
 #include "numerics/affine.h"
 #include "ops/checks.h"
+#include "ops/island/kernel_work.h"
 #include "ops/island/step_arguments.h"
 
 namespace torchquant::island {
@@ -46,54 +46,24 @@ class DenseEdge final : public Work {
   Slices slices_;
 };
 
-class ImageQuantize final : public Work {
- public:
-  ImageQuantize(const Edge& edge, const at::Tensor& x, Place from, const at::Tensor& out, Place to, int threads)
-      : from_(from), to_(to) {
-    args_ = {out.size(1), nullptr, float_strides(x), edge.qparams, edge.range, nullptr, *image_layout(out)};
-    const auto& layout = args_.out_layout;
-    slices_ = Slices(out.size(0) * layout.height, layout.width * args_.channels, threads);
-  }
+std::unique_ptr<Work> quantize_image(const Edge& edge, const at::Tensor& x, Place from, const at::Tensor& out, Place to,
+                                     int threads) {
+  const kernels::QuantizeImageArgs args{out.size(1), nullptr, float_strides(x),  edge.qparams,
+                                        edge.range,  nullptr, *image_layout(out)};
+  const Slices slices(out.size(0) * args.out_layout.height, args.out_layout.width * args.channels, threads);
+  return std::make_unique<KernelWork<kernels::QuantizeImageArgs>>(&kernels::QuantizedKernels::quantize_image, args,
+                                                                  from, to, slices);
+}
 
-  int64_t tasks() const override { return slices_.count(); }
-  void run(const Memory& memory, kernels::IndexRange tasks) const override {
-    kernels::QuantizeImageArgs args = args_;
-    args.x = reinterpret_cast<const float*>(memory.at(from_));
-    args.out = memory.at(to_);
-    kernels::quantized_kernels().quantize_image(args, slices_.items(tasks));
-  }
-
- private:
-  kernels::QuantizeImageArgs args_{};
-  Place from_, to_;
-  Slices slices_;
-};
-
-class ImageDequantize final : public Work {
- public:
-  ImageDequantize(const Edge& edge, const at::Tensor& x, Place from, const at::Tensor& out, Place to, int threads)
-      : from_(from), to_(to) {
-    args_ = {
-        x.size(1),         nullptr,      edge.is_signed ? kernels::ElementType::kInt8 : kernels::ElementType::kUInt8,
-        *image_layout(x),  edge.qparams, nullptr,
-        float_strides(out)};
-    const auto& layout = args_.x_layout;
-    slices_ = Slices(x.size(0) * layout.height, layout.width * args_.channels, threads);
-  }
-
-  int64_t tasks() const override { return slices_.count(); }
-  void run(const Memory& memory, kernels::IndexRange tasks) const override {
-    kernels::DequantizeImageArgs args = args_;
-    args.x = memory.at(from_);
-    args.out = reinterpret_cast<float*>(memory.at(to_));
-    kernels::quantized_kernels().dequantize_image(args, slices_.items(tasks));
-  }
-
- private:
-  kernels::DequantizeImageArgs args_{};
-  Place from_, to_;
-  Slices slices_;
-};
+std::unique_ptr<Work> dequantize_image(const Edge& edge, const at::Tensor& x, Place from, const at::Tensor& out,
+                                       Place to, int threads) {
+  const auto type = edge.is_signed ? kernels::ElementType::kInt8 : kernels::ElementType::kUInt8;
+  const kernels::DequantizeImageArgs args{x.size(1), nullptr,           type, *image_layout(x), edge.qparams,
+                                          nullptr,   float_strides(out)};
+  const Slices slices(x.size(0) * args.x_layout.height, args.x_layout.width * args.channels, threads);
+  return std::make_unique<KernelWork<kernels::DequantizeImageArgs>>(&kernels::QuantizedKernels::dequantize_image, args,
+                                                                    from, to, slices);
+}
 
 bool has_one_scale(const PlanBuilder& builder, const StepView& step) {
   const at::Tensor& scale = builder.constant(step.slot("scale"));
@@ -127,8 +97,7 @@ void make_quantize(PlanBuilder& builder, const StepView& step) {
   const Edge edge = edge_of(builder, step, "quantize", is_signed, range);
   const at::Tensor to = builder.physical(out);
   if (!same_dense_layout(builder.physical(x), to) && image_layout(to)) {
-    builder.add(std::make_unique<ImageQuantize>(edge, builder.physical(x), builder.place(x), to, builder.place(out),
-                                                builder.threads()),
+    builder.add(quantize_image(edge, builder.physical(x), builder.place(x), to, builder.place(out), builder.threads()),
                 {x}, {out});
     return;
   }
@@ -153,9 +122,9 @@ void make_dequantize(PlanBuilder& builder, const StepView& step) {
       edge_of(builder, step, "dequantize", is_signed, is_signed ? ops::to_range(-128, 127) : ops::to_range(0, 255));
   const at::Tensor to = builder.physical(out);
   if (!same_dense_layout(builder.physical(q), to) && image_layout(builder.physical(q))) {
-    builder.add(std::make_unique<ImageDequantize>(edge, builder.physical(q), builder.place(q), to, builder.place(out),
-                                                  builder.threads()),
-                {q}, {out});
+    builder.add(
+        dequantize_image(edge, builder.physical(q), builder.place(q), to, builder.place(out), builder.threads()), {q},
+        {out});
     return;
   }
   if (!same_dense_layout(builder.physical(q), to)) q = builder.add_copy_like(q, to);

@@ -1,4 +1,5 @@
 // Step kinds of the integer pools.
+#include "ops/island/kernel_work.h"
 #include "ops/island/step_arguments.h"
 #include "ops/quantized_pool_common.h"
 
@@ -37,25 +38,6 @@ int64_t pixels_of(const at::Tensor& image) { return image.numel() / image.size(1
 
 // ---- max --------------------------------------------------------------------------------------------------------
 
-class MaxPool final : public Work {
- public:
-  MaxPool(const kernels::MaxPoolArgs& args, Place x, Place out, const Slices& slices)
-      : args_(args), x_(x), out_(out), slices_(slices) {}
-
-  int64_t tasks() const override { return slices_.count(); }
-  void run(const Memory& memory, kernels::IndexRange tasks) const override {
-    kernels::MaxPoolArgs args = args_;
-    args.x = memory.at(x_);
-    args.out = memory.at(out_);
-    kernels::quantized_kernels().max_pool(args, slices_.items(tasks));
-  }
-
- private:
-  kernels::MaxPoolArgs args_;
-  Place x_, out_;
-  Slices slices_;
-};
-
 kernels::MaxPoolAxis max_pool_axis(const PoolSettings& p, bool height) {
   const size_t dims = p.kernel.size();
   if (height && dims == 1) return {1, 1, 0, 1};
@@ -78,46 +60,30 @@ void make_max_pool(PlanBuilder& builder, const StepView& step) {
   args.out_layout = *image_layout(builder.physical(out));
   const int64_t cost = args.channels * args.height.kernel * args.width.kernel / 16;
   const Slices slices(pixels_of(builder.physical(out)), cost, builder.threads());
-  builder.add(std::make_unique<MaxPool>(args, builder.place(x), builder.place(out), slices), {x}, {out});
+  builder.add(std::make_unique<KernelWork<kernels::MaxPoolArgs>>(&kernels::QuantizedKernels::max_pool, args,
+                                                                 builder.place(x), builder.place(out), slices),
+              {x}, {out});
 }
 
 // ---- average ----------------------------------------------------------------------------------------------------
 
-class AvgPool final : public Work {
- public:
-  AvgPool(const kernels::AvgPoolArgs& args, std::vector<kernels::PoolWindow> rows,
-          std::vector<kernels::PoolWindow> columns, Place x, Place out, const Slices& slices)
-      : args_(args), rows_(std::move(rows)), columns_(std::move(columns)), x_(x), out_(out), slices_(slices) {
-    args_.rows = rows_.data();
-    args_.columns = columns_.data();
-  }
-
-  int64_t tasks() const override { return slices_.count(); }
-  void run(const Memory& memory, kernels::IndexRange tasks) const override {
-    kernels::AvgPoolArgs args = args_;
-    args.x = memory.at(x_);
-    args.out = memory.at(out_);
-    kernels::quantized_kernels().avg_pool(args, slices_.items(tasks));
-  }
-
- private:
-  kernels::AvgPoolArgs args_;
-  std::vector<kernels::PoolWindow> rows_, columns_;
-  Place x_, out_;
-  Slices slices_;
+struct Windows {
+  std::vector<kernels::PoolWindow> rows, columns;
 };
 
 bool averages_directly(const PlanBuilder& builder, const StepView& step) {
   return is_image(builder, step) && stores_directly(step);
 }
 
-void make_average(PlanBuilder& builder, const StepView& step, const char* op, int64_t divisor,
-                  std::vector<kernels::PoolWindow> rows, std::vector<kernels::PoolWindow> columns) {
+void make_average(PlanBuilder& builder, const StepView& step, const char* op, int64_t divisor, Windows made) {
   const Slot x = readable(builder, step);
   const Slot out = step.result();
   const at::Tensor& images = builder.physical(x);
   kernels::AvgPoolArgs args{};
+  const auto windows = std::make_shared<const Windows>(std::move(made));
   args.channels = images.size(1);
+  args.rows = windows->rows.data();
+  args.columns = windows->columns.data();
   args.divisor = divisor;
   args.x_layout = *image_layout(images);
   args.x_type = ops::element_type(images.scalar_type());
@@ -127,10 +93,12 @@ void make_average(PlanBuilder& builder, const StepView& step, const char* op, in
                                      integer(step, "output_zero_point"), integer(step, "output_quant_min"),
                                      integer(step, "output_quant_max"), step.literal("output_dtype").toScalarType());
   args.out_layout = *image_layout(builder.physical(out));
-  const int64_t window = (rows[0].end - rows[0].begin) * (columns[0].end - columns[0].begin);
+  const kernels::PoolWindow& row = windows->rows[0];
+  const kernels::PoolWindow& column = windows->columns[0];
+  const int64_t window = (row.end - row.begin) * (column.end - column.begin);
   const Slices slices(pixels_of(builder.physical(out)), args.channels * window / 8, builder.threads());
-  builder.add(std::make_unique<AvgPool>(args, std::move(rows), std::move(columns), builder.place(x), builder.place(out),
-                                        slices),
+  builder.add(std::make_unique<KernelWork<kernels::AvgPoolArgs>>(&kernels::QuantizedKernels::avg_pool, args,
+                                                                 builder.place(x), builder.place(out), slices, windows),
               {x}, {out});
 }
 
@@ -160,8 +128,8 @@ void make_avg_pool(PlanBuilder& builder, const StepView& step) {
   const c10::IValue& divisor = step.literal("divisor_override");
   const Heights heights = heights_of(x, out);
   make_average(builder, step, "quantized_avg_pool", divisor.isNone() ? 0 : divisor.toInt(),
-               ops::pool_windows(heights.in, heights.out, settings.params(), /*height=*/true, include_pad),
-               ops::pool_windows(x.size(-1), out.size(-1), settings.params(), /*height=*/false, include_pad));
+               {ops::pool_windows(heights.in, heights.out, settings.params(), /*height=*/true, include_pad),
+                ops::pool_windows(x.size(-1), out.size(-1), settings.params(), /*height=*/false, include_pad)});
 }
 
 void make_adaptive_avg_pool(PlanBuilder& builder, const StepView& step) {
@@ -169,7 +137,7 @@ void make_adaptive_avg_pool(PlanBuilder& builder, const StepView& step) {
   const at::Tensor& out = builder.eager(step.result());
   const Heights heights = heights_of(x, out);
   make_average(builder, step, "quantized_adaptive_avg_pool", /*divisor=*/0,
-               ops::adaptive_windows(heights.in, heights.out), ops::adaptive_windows(x.size(-1), out.size(-1)));
+               {ops::adaptive_windows(heights.in, heights.out), ops::adaptive_windows(x.size(-1), out.size(-1))});
 }
 
 const RegisterStep kMaxPool("torchquant::quantized_max_pool", {is_image, wish, make_max_pool});
