@@ -45,7 +45,10 @@ def torch_requirement():
 
 setup(
     version=version(),
-    install_requires=[torch_requirement(), "numpy>=1.26", "click>=8.1,<9", "rich>=13,<16"],
+    install_requires=[
+        torch_requirement(), "numpy>=1.26", "click>=8.1,<9", "rich>=13,<16",
+        "scipy>=1.11", "PyYAML>=6", "Jinja2>=3.1", "matplotlib>=3.8",  # the solver, configuration files, reports
+    ],
     ext_modules=[Extension("torchquant._C", sources=[])],
     cmdclass={"build": CleanBuild, "build_ext": CMakeBuild},
     options={"build": {"build_base": str(cmake_build.build_dir() / "package")}},
