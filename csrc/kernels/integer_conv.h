@@ -58,13 +58,23 @@ struct ConvProblem {
   int threads;  // how many will share the tasks
 };
 
+// Memory that will be read soon.
+struct MemorySpan {
+  const char* begin = nullptr;
+  const char* end = nullptr;
+};
+
+class ConvPlan;
+
 // Pointers to the first channel of the first pixel inside the border of the first image. `row_scale`, for the rows of a
 // linear layer (one image of height 1) with float output, multiplies the multiplier of each pixel; null for none.
+// `next` is the plan that will run after this one, whose weights can be fetched ahead; null for none.
 struct ConvOperands {
   const void* x;
   void* out;
   const void* residual;
   const float* row_scale;
+  const ConvPlan* next = nullptr;
 };
 
 // Immutable: threads may run one plan at once on images of their own. run() neither allocates (but for the reference's)
@@ -76,6 +86,8 @@ class TQ_API ConvPlan {
   virtual Border input_border() const = 0;
   // Independent parts of roughly equal cost, in the order in which they should be started.
   virtual int64_t tasks() const = 0;
+  // The weights that `task` reads first; nothing for a task that is not there.
+  virtual MemorySpan first_weights(int64_t) const { return {}; }
   void run(const void* x, void* out, const void* residual, IndexRange tasks) const {
     run(ConvOperands{x, out, residual, nullptr}, tasks);
   }

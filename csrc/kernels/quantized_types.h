@@ -17,6 +17,11 @@ struct IndexRange {
   int64_t end;
 };
 
+// Part `i` of `parts` nearly equal ones.
+constexpr IndexRange share_of(int64_t items, int64_t parts, int64_t i) {
+  return {items * i / parts, items * (i + 1) / parts};
+}
+
 // How one stored code or value is typed. Half types never reach these kernels: ops convert at the float boundary.
 enum class ElementType : int { kUInt8 = 0, kInt8 = 1, kFloat32 = 2 };
 

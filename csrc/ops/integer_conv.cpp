@@ -5,11 +5,11 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <cstring>
 
 #include "ops/quantized_common.h"
+#include "ops/task_shares.h"
 
 namespace torchquant::ops {
 namespace {
@@ -117,11 +117,10 @@ void run_plan(const kernels::ConvPlan& plan, const kernels::ConvOperands& operan
   const int64_t tasks = plan.tasks();
   const int64_t threads = std::min<int64_t>(tasks, plan_threads());
   if (threads <= 1) return plan.run(operands, {0, tasks});
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-      plan.run(operands, {task, task + 1});
-    }
+  TaskShares shares(static_cast<int>(threads));
+  shares.reset(tasks);
+  at::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
+    for (int64_t task; (task = shares.take(thread)) >= 0;) plan.run(operands, {task, task + 1});
   });
 }
 

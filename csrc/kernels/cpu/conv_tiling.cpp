@@ -189,9 +189,7 @@ void append_parts(int64_t phase, const PhaseWork& work, int threads, std::vector
   }
   for (int64_t p = 0; p < panel_parts; ++p) {
     for (int64_t t = 0; t < tile_parts; ++t) {
-      parts.push_back({phase,
-                       {work.tiles * t / tile_parts, work.tiles * (t + 1) / tile_parts},
-                       {work.panels * p / panel_parts, work.panels * (p + 1) / panel_parts}});
+      parts.push_back({phase, share_of(work.tiles, tile_parts, t), share_of(work.panels, panel_parts, p)});
     }
   }
 }

@@ -106,12 +106,36 @@ class Plan final : public ConvPlan {
 
   Border input_border() const override { return weight_->input_border(problem_.in, problem_.out); }
   int64_t tasks() const override { return static_cast<int64_t>(parts_.size()); }
+  MemorySpan first_weights(int64_t task) const override {
+    if (task >= tasks()) return {};
+    const ConvPart& part = parts_[task];
+    return panel_span(phases_[part.phase], part.panels.begin);
+  }
 
   using ConvPlan::run;
   void run(const ConvOperands& operands, IndexRange tasks) const override;
 
  private:
   class Runner;
+
+  static MemorySpan panel_span(const PlannedPhase& phase, int64_t panel) {
+    const int64_t bytes = phase.segments.panel_bytes();
+    const auto* begin = reinterpret_cast<const char*>(phase.weight) + panel * bytes;
+    return {begin, begin + bytes};
+  }
+
+  // The weights that the thread of `task` will most likely read after it: each thread has a share of the tasks.
+  MemorySpan weights_after(int64_t task, const ConvPlan* next) const {
+    const int threads = problem_.threads;
+    for (int thread = 0; thread < threads; ++thread) {
+      const int64_t end = share_of(tasks(), threads, thread).end;
+      if (task + 1 < end) return first_weights(task + 1);
+      if (task + 1 == end && next != nullptr) {
+        return next->first_weights(share_of(next->tasks(), threads, thread).begin);
+      }
+    }
+    return {};
+  }
 
   void add_phase(const ConvPhase& phase, const PhasePanels& packed) {
     const ConvSpec& spec = weight_->spec();
@@ -210,13 +234,14 @@ class Plan::Runner {
     args_.input_flip = plan.signed_input_ ? 0x80 : 0;
   }
 
-  void run(const ConvPart& part) {
+  // `later`: weights that are needed when the part is done.
+  void run(const ConvPart& part, const MemorySpan& later) {
     for (int64_t p = part.panels.begin; p < part.panels.end; ++p) {
       start_panel(p);
-      const bool more = p + 1 < part.panels.end;
+      ahead_ = p + 1 < part.panels.end ? panel_span(phase_, p + 1) : later;
       for (int64_t t = part.tiles.begin; t < part.tiles.end; ++t) {
         start_tile(t);
-        prefetch_next_panel(more ? t - part.tiles.begin : kPrefetchTiles);
+        fetch_ahead();
         compute(p);
       }
     }
@@ -225,9 +250,6 @@ class Plan::Runner {
  private:
   // Row scales where there are none.
   static constexpr float kOnes[kTilePixels] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-
-  // The first tiles of a panel bring the next panel into L2, a share each.
-  static constexpr int64_t kPrefetchTiles = 4;
 
   void start_panel(int64_t p) {
     args_.weight = phase_.weight + p * panel_bytes_;
@@ -246,11 +268,12 @@ class Plan::Runner {
     if (residual_ != nullptr) image_residual_ = residual_ + image * tiled.residual.image_pitch;
   }
 
-  void prefetch_next_panel(int64_t tile) {
-    const bool useful = tile < kPrefetchTiles;
-    const auto* weight = reinterpret_cast<const char*>(args_.weight);
-    args_.prefetch = useful ? weight + panel_bytes_ + tile * panel_bytes_ / kPrefetchTiles : weight;
+  // The tile brings its share of the weights that come next into L2: kStepBytes for each 16 bytes of its pixels.
+  void fetch_ahead() {
+    const bool useful = ahead_.begin < ahead_.end;
+    args_.prefetch = useful ? ahead_.begin : reinterpret_cast<const char*>(args_.weight);
     args_.prefetch_step = useful ? kStepBytes : 0;
+    if (useful) ahead_.begin += panel_bytes_ / 4;
   }
 
   void compute(int64_t p) {
@@ -287,6 +310,7 @@ class Plan::Runner {
   const TileKernel* direct_;
   const TileKernel* indirect_;
   TileArgs args_{};
+  MemorySpan ahead_;
   const PixelTile* tile_ = nullptr;
   const uint8_t* image_x_ = nullptr;
   uint8_t* image_out_ = nullptr;
@@ -297,7 +321,7 @@ class Plan::Runner {
 void Plan::run(const ConvOperands& operands, IndexRange tasks) const {
   for (int64_t task = tasks.begin; task < tasks.end; ++task) {
     const ConvPart& part = parts_[task];
-    Runner(*this, phases_[part.phase], operands).run(part);
+    Runner(*this, phases_[part.phase], operands).run(part, weights_after(task, operands.next));
   }
 }
 

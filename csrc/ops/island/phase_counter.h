@@ -4,17 +4,20 @@
 #include <atomic>
 #include <cstdint>
 
+#include "ops/task_shares.h"
+
 namespace torchquant::island {
 
 class PhaseCounter {
  public:
-  void reset() {
-    next_.store(0, std::memory_order_relaxed);
+  explicit PhaseCounter(int threads) : shares_(threads) {}
+
+  void reset(int64_t tasks) {
+    shares_.reset(tasks);
     done_.store(0, std::memory_order_relaxed);
   }
 
-  // The number of a task that nobody else gets; numbers from the count of tasks on mean that all are taken.
-  int64_t take() { return next_.fetch_add(1, std::memory_order_relaxed); }
+  int64_t take(int64_t thread) { return shares_.take(thread); }
 
   void finish_one(int64_t tasks) {
     if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == tasks) done_.notify_all();
@@ -40,9 +43,8 @@ class PhaseCounter {
 #endif
   }
 
-  // On cache lines of their own: `next_` is written by all while `done_` is watched.
-  alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<int32_t> done_{0};
+  ops::TaskShares shares_;
+  alignas(64) std::atomic<int32_t> done_{0};  // on a cache line of its own, because it is watched
 };
 
 }  // namespace torchquant::island

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <new>
 #include <numeric>
@@ -50,7 +51,7 @@ bool overlap(const Buffer& a, const Buffer& b) { return a.first <= b.last && b.f
 struct Plan::Context {
   Arena arena;
   Memory memory;
-  std::vector<PhaseCounter> counters;
+  std::deque<PhaseCounter> counters;
   std::mutex error_mutex;
   std::exception_ptr error;
 };
@@ -130,7 +131,7 @@ void Plan::place_arena() {
 std::unique_ptr<Plan::Context> Plan::make_context() const {
   auto context = std::make_unique<Context>();
   context->arena = make_arena(arena_bytes_);
-  context->counters = std::vector<PhaseCounter>(phases_.size());
+  for (size_t i = 0; i < phases_.size(); ++i) context->counters.emplace_back(threads_);
   context->memory.bases.assign(buffers_.size(), nullptr);
   for (size_t i = 0; i < buffers_.size(); ++i) {
     if (buffers_[i].home == Buffer::Home::kArena) context->memory.bases[i] = context->arena.get() + arena_offsets_[i];
@@ -173,23 +174,23 @@ void Plan::run_phases(Context& context) const {
 
 // One parallel region for phases [first, last); none where there is nothing to share out.
 void Plan::run_together(Context& context, size_t first, size_t last) const {
-  for (size_t phase = first; phase < last; ++phase) context.counters[phase].reset();
+  for (size_t phase = first; phase < last; ++phase) context.counters[phase].reset(tasks_[phase]);
   const bool shared =
       std::any_of(tasks_.begin() + first, tasks_.begin() + last, [](int64_t tasks) { return tasks > 1; });
   if (threads_ == 1 || !shared) {
-    work_through(context, first, last);
+    work_through(context, first, last, 0);
   } else {
-    at::parallel_for(0, threads_, 1, [&](int64_t, int64_t) { work_through(context, first, last); });
+    at::parallel_for(0, threads_, 1, [&](int64_t thread, int64_t) { work_through(context, first, last, thread); });
   }
   if (context.error) std::rethrow_exception(std::exchange(context.error, nullptr));
 }
 
 // What each thread does: takes tasks of a phase while there are any, waits for those that others have taken, goes on to
 // the next phase. A thread that comes late finds the early phases done.
-void Plan::work_through(Context& context, size_t first, size_t last) const {
+void Plan::work_through(Context& context, size_t first, size_t last, int64_t thread) const {
   for (size_t phase = first; phase < last; ++phase) {
     PhaseCounter& counter = context.counters[phase];
-    for (int64_t task; (task = counter.take()) < tasks_[phase];) {
+    for (int64_t task; (task = counter.take(thread)) >= 0;) {
       try {
         run_task(context, phase, task);
       } catch (...) {

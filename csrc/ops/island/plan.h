@@ -30,7 +30,7 @@ class Plan {
   void place_arena();
   void run_phases(Context& context) const;
   void run_together(Context& context, size_t first, size_t last) const;
-  void work_through(Context& context, size_t first, size_t last) const;
+  void work_through(Context& context, size_t first, size_t last, int64_t thread) const;
   void run_task(const Context& context, size_t phase, int64_t task) const;
 
   int threads_;

@@ -105,7 +105,19 @@ bool PlanBuilder::build() {
     if (!make_step(view)) return false;
   }
   make_outputs();
+  link_convs();
   return true;
+}
+
+void PlanBuilder::link_convs() {
+  Work* last = nullptr;
+  for (const Phase& phase : phases) {
+    for (const auto& work : phase.works) {
+      if (work->conv() == nullptr) continue;
+      if (last != nullptr) last->set_next_conv(work->conv());
+      last = work.get();
+    }
+  }
 }
 
 // ---- shapes -----------------------------------------------------------------------------------------------------

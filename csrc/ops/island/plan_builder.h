@@ -172,6 +172,7 @@ class PlanBuilder {
   bool make_view(const StepView& view);
   bool make_call(const StepView& view);
   void make_outputs();
+  void link_convs();
   void fill_border_of(Slot slot);
   void touch(Slot slot);
   Slot root(Slot slot) const;

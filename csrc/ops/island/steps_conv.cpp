@@ -18,11 +18,14 @@ class ConvWork final : public Work {
 
   int64_t tasks() const override { return plan_->tasks(); }
   void run(const Memory& memory, kernels::IndexRange tasks) const override {
-    plan_->run(memory.at(x_), memory.at(out_), residual_ ? memory.at(*residual_) : nullptr, tasks);
+    plan_->run({memory.at(x_), memory.at(out_), residual_ ? memory.at(*residual_) : nullptr, nullptr, next_}, tasks);
   }
+  const kernels::ConvPlan* conv() const override { return plan_.get(); }
+  void set_next_conv(const kernels::ConvPlan* next) override { next_ = next; }
 
  private:
   std::shared_ptr<const kernels::ConvPlan> plan_;
+  const kernels::ConvPlan* next_ = nullptr;  // kept alive by the island's plan
   Place x_, out_;
   std::optional<Place> residual_;
 };

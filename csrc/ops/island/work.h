@@ -8,6 +8,10 @@
 
 #include "kernels/quantized_types.h"
 
+namespace torchquant::kernels {
+class ConvPlan;
+}
+
 namespace torchquant::island {
 
 // A position in one of the plan's buffers, in bytes.
@@ -29,6 +33,9 @@ class Work {
   virtual ~Work() = default;
   virtual int64_t tasks() const = 0;
   virtual void run(const Memory& memory, kernels::IndexRange tasks) const = 0;
+  // The convolution or linear layer that this is, which fetches the weights of the one after it; null for other work.
+  virtual const kernels::ConvPlan* conv() const { return nullptr; }
+  virtual void set_next_conv(const kernels::ConvPlan*) {}
 };
 
 // Cuts `items` that cost `item_cost` elementary operations each into tasks for `threads` threads: several for each, so

@@ -156,11 +156,11 @@ TEST(QuantizedIsland, RunsInsideAParallelRegion) {
 // A thread that never comes must not be waited for; one that has taken a task must be.
 TEST(PhaseCounter, WaitsForTakenTasksOnly) {
   constexpr int64_t kTasks = 100;
-  PhaseCounter counter;
-  counter.reset();
+  PhaseCounter counter(2);
+  counter.reset(kTasks);
   std::atomic<int64_t> sum{0};
-  const auto work = [&] {
-    for (int64_t task; (task = counter.take()) < kTasks;) {
+  const auto work = [&](int64_t thread) {
+    for (int64_t task; (task = counter.take(thread)) >= 0;) {
       if (task == 0) std::this_thread::sleep_for(std::chrono::milliseconds(30));  // longer than anyone spins
       sum += task;
       counter.finish_one(kTasks);
@@ -168,12 +168,12 @@ TEST(PhaseCounter, WaitsForTakenTasksOnly) {
     counter.wait_for(kTasks);
     EXPECT_EQ(sum, kTasks * (kTasks - 1) / 2);
   };
-  std::thread other(work);
-  work();
+  std::thread other(work, 1);
+  work(0);
   other.join();
-  counter.reset();
+  counter.reset(kTasks);
   sum = 0;
-  work();
+  work(1);
 }
 
 }  // namespace
