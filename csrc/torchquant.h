@@ -15,4 +15,5 @@
 #include "ops/ops.h"
 #include "runtime/load.h"
 #include "runtime/measure.h"
+#include "runtime/packed_weights.h"
 #include "runtime/tensor_file.h"

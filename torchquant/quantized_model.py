@@ -68,6 +68,11 @@ class QuantizedModel(torch.nn.Module):
         """
         _C.save(self.script._c, self.receipt.to_json(), os.fspath(path))
 
+    def packed_weights(self) -> list[dict]:
+        """What the kernels of this machine packed for themselves since the file was loaded: a dict for each weight with ``buffer`` (its
+        path in ``script``), ``kernel``, ``bytes`` and ``milliseconds``. Empty before the first run, which packs."""
+        return _C.packed_weights(self.script._c)
+
     def __deepcopy__(self, memo) -> QuantizedModel:
         return _rebuild(self.script.__deepcopy__(memo), self._facts())
 

@@ -13,6 +13,7 @@
 #include "kernels/isa.h"
 #include "runtime/load.h"
 #include "runtime/measure.h"
+#include "runtime/packed_weights.h"
 
 namespace py = pybind11;
 
@@ -66,6 +67,19 @@ py::dict measure_module(torch::jit::Module& module, const std::vector<at::Tensor
   return result;
 }
 
+py::list list_packed_weights(const torch::jit::Module& module) {
+  py::list rows;
+  for (const PackedWeight& weight : packed_weights(module)) {
+    py::dict row;
+    row["buffer"] = weight.buffer;
+    row["kernel"] = weight.kernel;
+    row["bytes"] = weight.bytes;
+    row["milliseconds"] = weight.milliseconds;
+    rows.append(row);
+  }
+  return rows;
+}
+
 kernels::Isa isa_named(const std::string& name) {
   std::string allowed;
   for (const kernels::Isa isa : kernels::available_isas()) {
@@ -94,6 +108,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("read_manifest", torch::wrap_pybind_function(read_manifest), py::arg("path"));
   m.def("measure", torch::wrap_pybind_function(measure_module), py::arg("module"), py::arg("inputs"), py::arg("warm_up_runs"),
         py::arg("runs"));
+  m.def("packed_weights", torch::wrap_pybind_function(list_packed_weights), py::arg("module"));
   m.def("available_isas", torch::wrap_pybind_function(available_isa_names));
   m.def("selected_isa", torch::wrap_pybind_function([] { return std::string(kernels::isa_name(kernels::selected_isa())); }));
   m.def("force_isa", torch::wrap_pybind_function([](const std::string& name) { kernels::force_isa(isa_named(name)); }),

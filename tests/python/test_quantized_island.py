@@ -1,6 +1,7 @@
 """One op for a run of integer layers: the planned island gives the bits of the same graph with one op per layer."""
 
 import copy
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -237,3 +238,20 @@ def test_a_program_that_cannot_be_run_is_refused():
     step = {"op": "torchquant::dequantize", "args": [{"input": 3}, {"constant": 0}, {"constant": 0}, None, None, 6]}
     with pytest.raises(RuntimeError, match="number 3 of inputs, which has 1"):
         island([x], [], [scale], json.dumps({"version": 1, "steps": [step], "outputs": [{"value": 0}]}))
+
+
+def test_weights_are_packed_at_the_first_run_and_shared_by_copies():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 4)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    saved = io.BytesIO()
+    torch.jit.save(tq.quantize_model(net, (x,), tq.qconfigs.int8_static(), [x]).script, saved)
+    saved.seek(0)
+    model = tq.QuantizedModel(torch.jit.load(saved), tq.Receipt([]))
+    assert model.packed_weights() == []
+    model(x)
+    packed = model.packed_weights()
+    assert {row["buffer"] for row in packed} == {"_0_weight_int8", "_3_weight_int8"}
+    assert all(row["kernel"] in _C.available_isas() and row["bytes"] > 0 and row["milliseconds"] >= 0 for row in packed)
+    model(x)
+    assert model.packed_weights() == packed
