@@ -65,6 +65,7 @@ constexpr Pass kPasses[] = {
     {"lower_pointwise", conversion::lower_pointwise},
     {"collect_fallbacks", conversion::collect_fallbacks},
     {"follow_input_device", conversion::follow_input_device},
+    {"lower_attention", conversion::lower_attention},
     {"merge_linears", conversion::merge_linears, /*joins_layers=*/true},
     {"form_islands", conversion::form_islands, /*joins_layers=*/true},
 };

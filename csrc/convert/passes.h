@@ -49,6 +49,8 @@ void lower_pointwise(Conversion& conversion);
 void collect_fallbacks(Conversion& conversion);
 // Devices and tensors that tracing baked in -> the input's device and buffers.
 void follow_input_device(Conversion& conversion);
+// scaled_dot_product_attention -> torchquant::attention, whose bits do not depend on the CPU.
+void lower_attention(Conversion& conversion);
 // Linear ops on one input that finish alike (query, key, value) -> one over all their rows.
 void merge_linears(Conversion& conversion);
 // Connected runs of integer ops -> one op each. After the receipt's rows are known, which it hands on.

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "kernels/attention.h"
 #include "kernels/isa.h"
 #include "kernels/quantized_image.h"
 #include "kernels/quantized_linear.h"
@@ -44,6 +45,9 @@ struct QuantizedKernels {
   void (*dequantize_image)(const DequantizeImageArgs& args, IndexRange rows);
   void (*copy_image)(const CopyImageArgs& args, IndexRange rows);
   void (*resize_linear)(const ResizeLinearArgs& args, IndexRange rows);
+
+  // `scratch` holds attention_scratch() floats.
+  void (*attention)(const AttentionArgs& args, IndexRange blocks, float* scratch);
 };
 
 // The table of the instruction set that isa.h selected.

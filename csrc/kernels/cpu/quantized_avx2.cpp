@@ -1,4 +1,5 @@
 // The table of integer kernels for AVX2, compiled with its flags. Reached through kernels/quantized_kernels.h.
+#include "kernels/cpu/attention_vector.h"
 #include "kernels/cpu/bytes_avx2.h"
 #include "kernels/cpu/quantized_image_vector.h"
 #include "kernels/cpu/quantized_lookup_vector.h"
@@ -17,6 +18,7 @@ consteval QuantizedKernels make_table() {
   QuantizedPoolVector<Vector, Bytes>::fill(table);
   QuantizedImageVector<Vector, Bytes>::fill(table);
   table.lookup = Lookup::dense;
+  table.attention = AttentionVector<Vector>::attention;
   table.linear_weight_only_packed = WeightOnlyVector<Vector>::linear;
   table.lookup_image = Lookup::image;
   return table;

@@ -1,5 +1,6 @@
 // The tables of integer kernels for AVX-512 and AVX-512-VNNI, compiled with the flags of the first. Reached through
 // kernels/quantized_kernels.h.
+#include "kernels/cpu/attention_vector.h"
 #include "kernels/cpu/bytes_avx512.h"
 #include "kernels/cpu/quantized_image_vector.h"
 #include "kernels/cpu/quantized_lookup_vector.h"
@@ -54,6 +55,7 @@ consteval QuantizedKernels make_table(const char* name) {
   QuantizedPoolVector<Vector, Bytes>::fill(table);
   QuantizedImageVector<Vector, Bytes>::fill(table);
   table.lookup = lookup;
+  table.attention = AttentionVector<Vector>::attention;
   table.linear_weight_only_packed = WeightOnlyVector<Vector>::linear;
   table.lookup_image = lookup_image;
   return table;

@@ -21,6 +21,7 @@ void quantize_image(const QuantizeImageArgs& args, IndexRange rows);
 void dequantize_image(const DequantizeImageArgs& args, IndexRange rows);
 void copy_image(const CopyImageArgs& args, IndexRange rows);
 void resize_linear(const ResizeLinearArgs& args, IndexRange rows);
+void attention(const AttentionArgs& args, IndexRange blocks, float* scratch);
 
 // The table from which every other one starts. consteval: files with different flags call it, so it may leave no code.
 consteval QuantizedKernels make_quantized_table(const char* name) {
@@ -42,6 +43,7 @@ consteval QuantizedKernels make_quantized_table(const char* name) {
       .dequantize_image = dequantize_image,
       .copy_image = copy_image,
       .resize_linear = resize_linear,
+      .attention = attention,
   };
 }
 

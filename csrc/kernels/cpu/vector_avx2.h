@@ -29,6 +29,8 @@ struct Vector {
   static constexpr int kBatch = 4;  // steps of map_vectors(): their results fill half of the registers
   // weight_only_vector.h: rows that share a decoded vector, and sums that they keep
   static constexpr int kDecodedRows = 2, kSums = 2;
+  // attention_vector.h: rows and vectors of one tile of sums
+  static constexpr int kTileRows = 6, kTileVectors = 1;
 
   TQ_HOST_DEVICE static Mask mask(AllLanes) {
     const __m256 all = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
@@ -185,6 +187,7 @@ struct Vector {
   TQ_HOST_DEVICE static Float add(Float a, Float b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
   TQ_HOST_DEVICE static Float sub(Float a, Float b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
   TQ_HOST_DEVICE static Float mul(Float a, Float b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+  TQ_HOST_DEVICE static Float div(Float a, Float b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
   TQ_HOST_DEVICE static Float fma(Float a, Float b, Float c) {
     return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
   }

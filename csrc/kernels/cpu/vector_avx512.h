@@ -27,6 +27,8 @@ struct Vector {
   static constexpr int kBatch = 8;  // steps of map_vectors(): their results fill a quarter of the registers
   // weight_only_vector.h: rows that share a decoded vector, and sums that they keep
   static constexpr int kDecodedRows = 8, kSums = 8;
+  // attention_vector.h: rows and vectors of one tile of sums
+  static constexpr int kTileRows = 8, kTileVectors = 2;
 
   TQ_HOST_DEVICE static Mask mask(AllLanes) { return 0xffff; }
   TQ_HOST_DEVICE static Mask mask(FirstLanes lanes) { return static_cast<Mask>((1u << lanes.count) - 1u); }
@@ -148,6 +150,7 @@ struct Vector {
   TQ_HOST_DEVICE static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   TQ_HOST_DEVICE static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
   TQ_HOST_DEVICE static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  TQ_HOST_DEVICE static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
   TQ_HOST_DEVICE static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
   TQ_HOST_DEVICE static Float negate(Float v) { return _mm512_xor_ps(v, _mm512_set1_ps(-0.0f)); }
   // a < b ? a : b and a > b ? a : b, so b where either is NaN or both are zero.

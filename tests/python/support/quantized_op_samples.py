@@ -151,3 +151,17 @@ def quantized_island():
     program = island_program(quantize, lookup, reshape, dequantize, outputs=[{"value": 3}, {"value": 0}])
     constants = [torch.tensor([0.1]), torch.tensor([100.0]), codes(256)]
     return [call([torch.randn(2, 3, 5)], [2], constants, program), call([torch.randn(2, 3, 5, 4)], [6], constants, program)]
+
+
+@samples_of("attention")
+def attention():
+    q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
+    side_by_side = torch.randn(2, 5, 3, 8).transpose(1, 2)
+    return [
+        call(q, k, v),
+        call(side_by_side, side_by_side, side_by_side, None, True, scale=0.5),
+        call(q, k, v, torch.randn(5, 7)),
+        call(q, k, v, torch.rand(2, 1, 1, 7) > 0.5),
+        call(q.half(), k.half(), v.half()),
+        call(q[0], k[0], v[0]),
+    ]

@@ -1,0 +1,99 @@
+// torchquant::attention: scaled dot-product attention in fp32 whose bits do not depend on the CPU. Emitted by the
+// converter in place of aten::scaled_dot_product_attention, whose result torch takes from whatever matrix library it
+// finds.
+#include "kernels/attention.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "kernels/quantized_kernels.h"
+#include "ops/quantized_common.h"
+
+namespace torchquant::ops {
+namespace {
+
+// [batch, heads, rows, depth] in fp32: what the kernel takes. Everything else is torch's.
+bool kernel_takes(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value) {
+  for (const at::Tensor* t : {&query, &key, &value}) {
+    if (t->dim() != 4 || t->scalar_type() != at::kFloat || t->sym_size(3) != query.sym_size(3)) return false;
+    if (t->sym_size(0) != query.sym_size(0) || t->sym_size(1) != query.sym_size(1)) return false;
+  }
+  return key.sym_size(2) == value.sym_size(2) && key.sym_size(2) > 0 && query.sym_numel() > 0;
+}
+
+at::Tensor dense_rows(const at::Tensor& tensor) { return tensor.stride(-1) == 1 ? tensor : tensor.contiguous(); }
+
+kernels::HeadRows<const float> head_rows(const at::Tensor& tensor) {
+  return {tensor.const_data_ptr<float>(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+// The mask as numbers that are added to the scores: 0 and -inf for a bool mask, which says what may be seen.
+at::Tensor additive_mask(const at::Tensor& mask, at::IntArrayRef sizes) {
+  at::Tensor added = mask;
+  if (mask.scalar_type() == at::kBool) {
+    added = at::zeros_like(mask, at::TensorOptions(at::kFloat))
+                .masked_fill_(mask.logical_not(), -std::numeric_limits<float>::infinity());
+  }
+  return added.to(at::kFloat).expand(sizes);
+}
+
+at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                     const std::optional<at::Tensor>& attn_mask, bool is_causal, std::optional<double> scale) {
+  if (!kernel_takes(query, key, value)) {
+    return at::scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, scale);
+  }
+  TORCH_CHECK_VALUE(!(attn_mask.has_value() && is_causal),
+                    "attention: give attn_mask or is_causal=True, not both; got both");
+  const int64_t batch = query.size(0), heads = query.size(1), queries = query.size(2), depth = query.size(3);
+  const at::Tensor q = dense_rows(query), k = dense_rows(key), v = dense_rows(value);
+  // Heads side by side: what usually follows joins them.
+  const at::Tensor out = at::empty({batch, queries, heads, depth}, query.options()).transpose(1, 2);
+  kernels::AttentionArgs args{batch,        heads,        queries, key.size(2), depth,    head_rows(q),
+                              head_rows(k), head_rows(v), {},      0,           is_causal};
+  args.scale = static_cast<float>(scale.value_or(1.0 / std::sqrt(static_cast<double>(depth))));
+  at::Tensor mask;
+  if (attn_mask.has_value()) {
+    mask = additive_mask(*attn_mask, {batch, heads, queries, key.size(2)});
+    args.mask = head_rows(mask);
+    args.mask_column_stride = mask.stride(3);
+  }
+  args.out = {out.mutable_data_ptr<float>(), out.stride(0), out.stride(1), out.stride(2)};
+  const int64_t cost = kernels::kAttentionBlock * args.keys * depth;
+  parallel_range(kernels::attention_blocks(args), cost, [&](kernels::IndexRange blocks) {
+    std::vector<float> scratch(kernels::attention_scratch(args));
+    kernels::quantized_kernels().attention(args, blocks, scratch.data());
+  });
+  return out;
+}
+
+// On other devices.
+at::Tensor attention_by_torch(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                              const std::optional<at::Tensor>& attn_mask, bool is_causal, std::optional<double> scale) {
+  return at::scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, scale);
+}
+
+at::Tensor attention_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                          const std::optional<at::Tensor>& attn_mask, bool is_causal, std::optional<double> scale) {
+  if (!kernel_takes(query, key, value)) return attention_by_torch(query, key, value, attn_mask, is_causal, scale);
+  return at::empty_symint({query.sym_size(0), query.sym_size(2), query.sym_size(1), value.sym_size(3)}, query.options())
+      .transpose(1, 2);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(torchquant, m) {
+  define(m,
+         "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, bool is_causal=False, *, "
+         "float? scale=None) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(torchquant, CPU, m) { m.impl("attention", attention); }
+TORCH_LIBRARY_IMPL(torchquant, CUDA, m) { m.impl("attention", attention_by_torch); }
+TORCH_LIBRARY_IMPL(torchquant, Meta, m) { m.impl("attention", attention_meta); }
+
+}  // namespace torchquant::ops
