@@ -9,6 +9,7 @@ from torchquant.commands.bench import bench
 from torchquant.commands.convert import convert
 from torchquant.commands.doctor import doctor
 from torchquant.commands.inspect import inspect
+from torchquant.commands.validate import validate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -23,6 +24,7 @@ def main() -> None:
                   torchquant.convert(prepared, example_inputs).save("model.pt")
       2. shell    torchquant inspect model.pt      which kernel runs each layer
                   torchquant bench model.pt --input-shape 1,3,224,224
+                  torchquant validate float.pt model.pt test.pt     accuracy, speed, size against the float model
       3. C++      torchquant::load("model.pt"), see cpp_examples/run_quantized
     """
 
@@ -31,6 +33,7 @@ main.add_command(doctor)
 main.add_command(convert)
 main.add_command(inspect)
 main.add_command(bench)
+main.add_command(validate)
 
 if __name__ == "__main__":
     main()

@@ -38,7 +38,7 @@ class Trace:
         self.model = _evaluation_copy(prepared)
         # names of forward's positional arguments, and the values at which those that are no tensors are fixed
         self.argument_names, self.fixed_arguments = _arguments(self.model, args, kwargs)
-        self.inputs = _give_flat_interface(self.model, args, kwargs)
+        self.inputs = give_flat_interface(self.model, args, kwargs)
         self.script = self._trace()
         self.checks: list[dict] = []  # what was compared or skipped, for the user
         self.checked: list[tuple] = []  # (inputs, what the model gives for them)
@@ -150,7 +150,7 @@ def _arguments(model: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[list[
     return [name for name, kind in kinds.items() if kind not in (*variadic, inspect.Parameter.KEYWORD_ONLY)], fixed
 
 
-def _give_flat_interface(model: torch.nn.Module, args: tuple, kwargs: dict) -> tuple:
+def give_flat_interface(model: torch.nn.Module, args: tuple, kwargs: dict) -> tuple:
     """Makes `model.forward` take only tensors (or nested tuples of them), by name, and return only tuples. Returns those tensors.
 
     By a subclass, not by a module around it, because the converter names layers by their path from the root.
@@ -165,7 +165,7 @@ def _give_flat_interface(model: torch.nn.Module, args: tuple, kwargs: dict) -> t
     def forward(self, *tensors):
         values = {**arguments, **dict(zip(traced, tensors))}
         positional = [values.pop(name) for name in list(arguments)[: len(args)]]
-        return _flat_output(base.forward(self, *positional, **values))
+        return flat_output(base.forward(self, *positional, **values))
 
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *traced)]
     forward.__signature__ = inspect.Signature(parameters)
@@ -198,7 +198,7 @@ def _as_evaluation_input(value):
     return pytree.tree_map(move, value)
 
 
-def _flat_output(output):
+def flat_output(output):
     if isinstance(output, torch.Tensor):
         return output
     if isinstance(output, Mapping):
@@ -211,7 +211,7 @@ def _flat_output(output):
         raise TypeError(
             f"convert: the model returns {type(output).__name__}; allowed are tensors and tuples, lists, dicts and dataclasses of them"
         )
-    return tuple(_flat_output(value) for value in values if value is not None)
+    return tuple(flat_output(value) for value in values if value is not None)
 
 
 @contextlib.contextmanager

@@ -49,13 +49,14 @@ py::dict read_manifest(const std::string& path) {
   return result;
 }
 
-py::dict measure_module(torch::jit::Module& module, const std::vector<at::Tensor>& inputs, int64_t warm_up_runs, int64_t runs) {
+std::vector<double> time_module_runs(torch::jit::Module& module, const std::vector<at::Tensor>& inputs, int64_t warm_up_runs,
+                                     int64_t runs) {
   const std::vector<c10::IValue> values(inputs.begin(), inputs.end());
-  Latency latency;
-  {
-    const py::gil_scoped_release no_gil;
-    latency = measure(module, values, {.warm_up_runs = warm_up_runs, .runs = runs});
-  }
+  return time_runs(module, values, {.warm_up_runs = warm_up_runs, .runs = runs});
+}
+
+py::dict summarize_times(std::vector<double> times_ms) {
+  const Latency latency = summarize(std::move(times_ms));
   py::dict result;
   result["runs"] = latency.runs;
   result["p50_ms"] = latency.p50_ms;
@@ -64,6 +65,15 @@ py::dict measure_module(torch::jit::Module& module, const std::vector<at::Tensor
   result["mean_ms"] = latency.mean_ms;
   result["min_ms"] = latency.min_ms;
   return result;
+}
+
+py::dict measure_module(torch::jit::Module& module, const std::vector<at::Tensor>& inputs, int64_t warm_up_runs, int64_t runs) {
+  std::vector<double> times_ms;
+  {
+    const py::gil_scoped_release no_gil;
+    times_ms = time_module_runs(module, inputs, warm_up_runs, runs);
+  }
+  return summarize_times(std::move(times_ms));
 }
 
 kernels::Isa isa_named(const std::string& name) {
@@ -92,6 +102,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("save", torch::wrap_pybind_function_no_gil(save_with_receipt), py::arg("module"), py::arg("receipt_json"), py::arg("path"));
   m.def("load", torch::wrap_pybind_function_no_gil(load_with_receipt), py::arg("path"), py::arg("device"));
   m.def("read_manifest", torch::wrap_pybind_function(read_manifest), py::arg("path"));
+  m.def("time_runs", torch::wrap_pybind_function_no_gil(time_module_runs), py::arg("module"), py::arg("inputs"),
+        py::arg("warm_up_runs"), py::arg("runs"));
+  m.def("summarize_times", torch::wrap_pybind_function(summarize_times), py::arg("times_ms"));
   m.def("measure", torch::wrap_pybind_function(measure_module), py::arg("module"), py::arg("inputs"), py::arg("warm_up_runs"),
         py::arg("runs"));
   m.def("available_isas", torch::wrap_pybind_function(available_isa_names));
