@@ -7,7 +7,7 @@ from torchquant import _load
 _load.load()
 
 from torchquant._build_info import VERSION as __version__  # noqa: E402
-from torchquant import qconfigs  # noqa: E402
+from torchquant import qconfigs, report  # noqa: E402
 from torchquant.fake_quantize import FakeQuantize  # noqa: E402
 from torchquant.prepare import float_parameter, freeze_batch_norm, prepare, prepare_qat  # noqa: E402
 from torchquant.qconfig import QConfig, QConfigMapping, QuantSpec  # noqa: E402
@@ -46,6 +46,7 @@ __all__ = [
     "qconfigs",
     "quantize",
     "quantize_model",
+    "report",
     "trace",
     "validate",
 ]

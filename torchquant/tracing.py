@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torchquant.fake_quantize import FakeQuantize
 from torchquant.prepare import PreparedModel, observe_weights
 from torchquant.prepare.example_run import evaluating, repeatable, unpack
+from torchquant.progress import ProgressBar
 
 
 def trace(prepared: torch.nn.Module, example_inputs, *, fixed_shapes: bool = False) -> torch.jit.ScriptModule:
@@ -39,13 +40,14 @@ class Trace:
         # names of forward's positional arguments, and the values at which those that are no tensors are fixed
         self.argument_names, self.fixed_arguments = _arguments(self.model, args, kwargs)
         self.inputs = give_flat_interface(self.model, args, kwargs)
-        self.script = self._trace()
         self.checks: list[dict] = []  # what was compared or skipped, for the user
         self.checked: list[tuple] = []  # (inputs, what the model gives for them)
-        self._check("example_inputs", self.inputs, self.run_model(self.inputs), "holds data-dependent Python control flow or randomness")
-        if not fixed_shapes:
-            self._check_batch_size()
-            self._check_lengths()
+        with ProgressBar("tracing"):
+            self.script = self._trace()
+            self._check("example_inputs", self.inputs, self.run_model(self.inputs), "holds data-dependent Python control flow or randomness")
+            if not fixed_shapes:
+                self._check_batch_size()
+                self._check_lengths()
 
     def run_model(self, inputs: tuple):
         with torch.no_grad(), repeatable(), _without_fused_attention():

@@ -40,7 +40,11 @@ std::pair<torch::jit::Module, std::string> load_with_receipt(const std::string& 
 
 // What `torchquant inspect` shows besides the receipt.
 py::dict read_manifest(const std::string& path) {
-  const archive::Manifest manifest = archive::open_verified(path).manifest;
+  archive::Manifest manifest;
+  {
+    const py::gil_scoped_release no_gil;  // every byte is hashed; a progress bar goes on meanwhile
+    manifest = archive::open_verified(path).manifest;
+  }
   py::dict result;
   result["format_version"] = manifest.format_version;
   result["torchquant_version"] = manifest.torchquant_version;

@@ -44,6 +44,7 @@ class ValidationReport:
                     ("throughput", "throughput"),
                     ("cold_start", "cold_start_ms"),
                     ("memory", "peak_memory_bytes"),
+                    ("model_memory", "model_memory_bytes"),
                     ("size", "bytes"),
                 )
             },
@@ -100,7 +101,7 @@ class ValidationReport:
         return rows_of(self.to_dict())
 
     def table(self) -> Table:
-        table = Table(title="Validation", caption="; ".join(notes_of(self.to_dict())))
+        table = Table(title="Validation", caption="\n".join(notes_of(self.to_dict())), caption_justify="left")
         for heading in ("", "float", "quantized", "quantized / float"):
             table.add_column(heading, overflow="fold")
         for row in self.rows():
@@ -125,6 +126,7 @@ def rows_of(validation: dict) -> list[tuple[str, str, str, str]]:
         ("throughput", "throughput", "throughput", lambda value: f"{value:.1f}/s"),
         ("cold start", "cold_start_ms", "cold_start", lambda value: f"{value:.0f} ms"),
         ("peak memory", "peak_memory_bytes", "memory", _megabytes),
+        ("of it, after imports", "model_memory_bytes", "model_memory", _megabytes),
         ("file", "bytes", "size", _megabytes),
     ):
         if any(side[key] is not None for side in sides):
