@@ -19,6 +19,8 @@ from torchquant.tracing import trace  # noqa: E402
 from torchquant.calibrate import calibrate  # noqa: E402 isort: skip
 from torchquant.convert import convert, quantize_model  # noqa: E402 isort: skip
 from torchquant.functional import dequantize, fake_quantize, quantize  # noqa: E402 isort: skip
+from torchquant.analysis.sensitivity import sensitivity_scan  # noqa: E402 isort: skip
+from torchquant.analysis.sensitivity_report import SensitivityReport  # noqa: E402 isort: skip
 
 # For CMake: -DCMAKE_PREFIX_PATH="$(python -c 'import torchquant; print(torchquant.cmake_prefix_path)')"
 cmake_prefix_path = str(Path(__file__).resolve().parent / "share" / "cmake")
@@ -30,6 +32,7 @@ __all__ = [
     "QuantSpec",
     "QuantizedModel",
     "Receipt",
+    "SensitivityReport",
     "__version__",
     "calibrate",
     "cmake_prefix_path",
@@ -44,5 +47,6 @@ __all__ = [
     "qconfigs",
     "quantize",
     "quantize_model",
+    "sensitivity_scan",
     "trace",
 ]

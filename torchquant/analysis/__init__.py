@@ -1,0 +1,1 @@
+"""What quantization does to a model: which layers suffer from it, and what each gains."""
