@@ -20,6 +20,8 @@ from torchquant.calibrate import calibrate  # noqa: E402 isort: skip
 from torchquant.convert import convert, quantize_model  # noqa: E402 isort: skip
 from torchquant.analysis.validate import ValidationReport, validate  # noqa: E402 isort: skip
 from torchquant.functional import dequantize, fake_quantize, quantize  # noqa: E402 isort: skip
+from torchquant.analysis.sensitivity import sensitivity_scan  # noqa: E402 isort: skip
+from torchquant.analysis.sensitivity_report import SensitivityReport  # noqa: E402 isort: skip
 
 # For CMake: -DCMAKE_PREFIX_PATH="$(python -c 'import torchquant; print(torchquant.cmake_prefix_path)')"
 cmake_prefix_path = str(Path(__file__).resolve().parent / "share" / "cmake")
@@ -31,6 +33,7 @@ __all__ = [
     "QuantSpec",
     "QuantizedModel",
     "Receipt",
+    "SensitivityReport",
     "ValidationReport",
     "__version__",
     "calibrate",
@@ -47,6 +50,7 @@ __all__ = [
     "quantize",
     "quantize_model",
     "report",
+    "sensitivity_scan",
     "trace",
     "validate",
 ]

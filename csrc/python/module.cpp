@@ -4,12 +4,15 @@
 #include <torch/csrc/jit/python/pybind.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "archive/archive.h"
 #include "convert/convert.h"
+#include "convert/layer_pairs.h"
+#include "convert/sensitivity.h"
 #include "kernels/isa.h"
 #include "runtime/load.h"
 #include "runtime/measure.h"
@@ -80,6 +83,71 @@ py::dict measure_module(torch::jit::Module& module, const std::vector<at::Tensor
   return summarize_times(std::move(times_ms));
 }
 
+// One dict per layer: "layer", "kind", and the paths of the fake-quants on its "weights" and "inputs".
+py::list list_layer_fake_quants(const torch::jit::Module& prepared) {
+  py::list result;
+  for (const LayerFakeQuants& layer : layer_fake_quants(prepared)) {
+    py::dict row;
+    row["layer"] = layer.layer;
+    row["kind"] = layer.kind;
+    row["weights"] = layer.weights;
+    row["inputs"] = layer.inputs;
+    result.append(row);
+  }
+  return result;
+}
+
+std::vector<c10::IValue> call_arguments(const std::vector<at::Tensor>& tensors) { return {tensors.begin(), tensors.end()}; }
+
+std::vector<at::Tensor> tensors_of(const std::vector<c10::IValue>& values) {
+  std::vector<at::Tensor> tensors;
+  for (const c10::IValue& value : values) tensors.push_back(value.toTensor());
+  return tensors;
+}
+
+// One dict per layer, whose "float" and "quantized" are (module, inputs).
+py::list list_layer_pairs(const torch::jit::Module& prepared, const std::vector<at::Tensor>& inputs) {
+  py::list result;
+  for (const LayerPair& pair : layer_pairs(prepared, call_arguments(inputs))) {
+    py::dict row;
+    row["layer"] = pair.layer;
+    row["kernel"] = pair.kernel;
+    row["precision"] = pair.precision;
+    row["float"] = py::make_tuple(pair.float_layer, tensors_of(pair.float_inputs));
+    row["quantized"] = py::make_tuple(pair.quantized_layer, tensors_of(pair.quantized_inputs));
+    result.append(row);
+  }
+  return result;
+}
+
+// (signal, noise) of two sequences of tensors.
+std::pair<double, double> signal_and_noise(const std::vector<at::Tensor>& reference, const std::vector<at::Tensor>& actual) {
+  TORCH_CHECK_VALUE(reference.size() == actual.size(), "sqnr: the outputs hold ", reference.size(), " and ", actual.size(), " tensors");
+  SignalAndNoise sums;
+  for (size_t i = 0; i < reference.size(); ++i) sums.add(reference[i], actual[i]);
+  return {sums.signal, sums.noise};
+}
+
+py::dict scan_module(const torch::jit::Module& prepared, const std::vector<std::vector<at::Tensor>>& batches,
+                     const std::function<void(size_t, size_t)>& progress) {
+  std::vector<std::vector<c10::IValue>> arguments;
+  for (const std::vector<at::Tensor>& batch : batches) arguments.push_back(call_arguments(batch));
+  const SensitivityScan scan = scan_sensitivity(prepared, arguments, progress);
+  py::list rows;
+  for (const LayerSensitivity& layer : scan.ranking()) {
+    py::dict row;
+    row["layer"] = layer.layer;
+    row["kind"] = layer.kind;
+    row["alone_sqnr_db"] = layer.alone_sqnr_db;
+    row["but_one_sqnr_db"] = layer.but_one_sqnr_db;
+    rows.append(row);
+  }
+  py::dict result;
+  result["quantized_sqnr_db"] = scan.quantized_sqnr_db;
+  result["ranking"] = rows;
+  return result;
+}
+
 kernels::Isa isa_named(const std::string& name) {
   std::string allowed;
   for (const kernels::Isa isa : kernels::available_isas()) {
@@ -111,6 +179,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("summarize_times", torch::wrap_pybind_function(summarize_times), py::arg("times_ms"));
   m.def("measure", torch::wrap_pybind_function(measure_module), py::arg("module"), py::arg("inputs"), py::arg("warm_up_runs"),
         py::arg("runs"));
+  m.def("layer_fake_quants", torch::wrap_pybind_function(list_layer_fake_quants), py::arg("prepared"));
+  m.def("layer_pairs", torch::wrap_pybind_function(list_layer_pairs), py::arg("prepared"), py::arg("inputs"));
+  m.def("float_module", torch::wrap_pybind_function(float_module), py::arg("prepared"));
+  m.def("signal_and_noise", torch::wrap_pybind_function(signal_and_noise), py::arg("reference"), py::arg("actual"));
+  m.def("scan_sensitivity", torch::wrap_pybind_function(scan_module), py::arg("prepared"), py::arg("batches"), py::arg("progress"));
   m.def("available_isas", torch::wrap_pybind_function(available_isa_names));
   m.def("selected_isa", torch::wrap_pybind_function([] { return std::string(kernels::isa_name(kernels::selected_isa())); }));
   m.def("force_isa", torch::wrap_pybind_function([](const std::string& name) { kernels::force_isa(isa_named(name)); }),
