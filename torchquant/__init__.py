@@ -18,6 +18,7 @@ from torchquant.tracing import trace  # noqa: E402
 # Last, so that these names are the functions and not the modules of the same names.
 from torchquant.calibrate import calibrate  # noqa: E402 isort: skip
 from torchquant.convert import convert, quantize_model  # noqa: E402 isort: skip
+from torchquant.analysis.compare import compare  # noqa: E402 isort: skip
 from torchquant.functional import dequantize, fake_quantize, quantize  # noqa: E402 isort: skip
 
 # For CMake: -DCMAKE_PREFIX_PATH="$(python -c 'import torchquant; print(torchquant.cmake_prefix_path)')"
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "cmake_prefix_path",
+    "compare",
     "convert",
     "dequantize",
     "fake_quantize",

@@ -81,7 +81,7 @@ def test_calibration_runs_before_the_progress_bar_is_due(capsys):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_the_progress_bar_shows_on_a_terminal_after_a_while(monkeypatch, capsys, terminal):
-    monkeypatch.setattr(sys.modules["torchquant.calibrate"], "_BAR_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules["torchquant.progress"], "_BAR_AFTER_SECONDS", 0.0)
     monkeypatch.setenv("TERM", "xterm")
     if terminal:
         monkeypatch.setenv("FORCE_COLOR", "1")

@@ -1,0 +1,1 @@
+"""Looking into models: what every layer does to the values (compare)."""
