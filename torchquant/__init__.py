@@ -7,7 +7,7 @@ from torchquant import _load
 _load.load()
 
 from torchquant._build_info import VERSION as __version__  # noqa: E402
-from torchquant import qconfigs  # noqa: E402
+from torchquant import methods, qconfigs  # noqa: E402
 from torchquant.fake_quantize import FakeQuantize  # noqa: E402
 from torchquant.prepare import float_parameter, freeze_batch_norm, prepare, prepare_qat  # noqa: E402
 from torchquant.qconfig import QConfig, QConfigMapping, QuantSpec  # noqa: E402
@@ -41,6 +41,7 @@ __all__ = [
     "float_parameter",
     "freeze_batch_norm",
     "load",
+    "methods",
     "prepare",
     "prepare_qat",
     "qconfigs",

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping
 
 import torch
+from torch.utils import _pytree as pytree
 
 from .prepare.example_run import evaluating, unpack
 from .progress import Bar
@@ -43,9 +44,15 @@ def run_model(model, index, batch, caller):
 
 
 def run_batches(model, batches, caller, doing):
-    """Runs the model in eval mode without gradients under a progress bar; yields (index, output) after each batch."""
+    """Runs the model in eval mode without gradients under a progress bar; yields each batch after it ran."""
     batches, total = checked_batches(batches, caller)
     with evaluating(model), torch.no_grad(), Bar(total, doing) as bar:
         for index, batch in enumerate(batches):
-            yield index, run_model(model, index, batch, caller)
+            run_model(model, index, batch, caller)
+            yield batch
             bar.advance(index + 1)
+
+
+def samples_in(batch):
+    """The size of the first dimension of a batch's first tensor."""
+    return next((len(leaf) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.dim()), 1)

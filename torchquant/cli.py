@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from torchquant import _build_info, _C, _load
+from torchquant.commands.calibration import calibration
 from torchquant.convert import ON_FALLBACK, convert_script
 from torchquant.quantized_model import load
 from torchquant.receipt import Receipt
@@ -267,6 +268,9 @@ def _print_receipt(receipt: Receipt, report: dict, as_json: bool) -> None:
         return
     _print_table("TorchQuant file", report)
     Console().print(receipt.table())
+
+
+main.add_command(calibration)
 
 
 if __name__ == "__main__":

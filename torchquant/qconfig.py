@@ -324,3 +324,16 @@ def as_mapping(qconfig: QConfig | QConfigMapping) -> QConfigMapping:
             f"{qconfig!r}"
         )
     return QConfigMapping(qconfig)
+
+
+def exactly(path: str) -> str:
+    """The name for `set_module_name` that matches this path alone."""
+    return re.escape(path)
+
+
+def with_entries(qconfig: QConfig | QConfigMapping, names: Mapping[str, QConfig | None]) -> QConfigMapping:
+    """A mapping that is `qconfig` and, with the last word, these names."""
+    mapping = QConfigMapping.from_dict(as_mapping(qconfig).to_dict())
+    for name, entry in names.items():
+        mapping.set_module_name(name, entry)
+    return mapping

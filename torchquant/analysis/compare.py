@@ -20,7 +20,7 @@ from torchquant.prepare import PreparedModel, prepare
 from torchquant.prepare.example_run import unpack
 from torchquant.prepare.quantized_parameter import recipe_of
 from torchquant.progress import Bar
-from torchquant.qconfig import QConfigMapping
+from torchquant.qconfig import QConfigMapping, exactly
 from torchquant.quantized_model import QuantizedModel
 
 MIN_SQNR_DB = 15.0
@@ -284,12 +284,8 @@ def _mapping_of(converted: QuantizedModel, float_model: nn.Module) -> QConfigMap
     for row in converted.receipt.rows:
         kernel = row["kernel"].split("/")[0]
         if row["layer"] in paths and (not kernel or kernel in presets):
-            mapping.set_module_name(_exactly(row["layer"]), presets.get(kernel))
+            mapping.set_module_name(exactly(row["layer"]), presets.get(kernel))
     return mapping
-
-
-def _exactly(path: str) -> str:
-    return path.replace(".", r"\.")
 
 
 def _same(ours, theirs) -> bool:

@@ -27,6 +27,8 @@ class LayerValues:
     fake_quants: dict[str, FakeQuantize] = field(default_factory=dict)  # of each place
     layer_of_place: dict[str, str] = field(default_factory=dict)  # the layer whose output the place is, where it is one
     order: list[str] = field(default_factory=list)  # layers and places as they came
+    # Path of a fake-quant -> the quantized layers that read its tensor. Only while fake-quants are off.
+    readers: dict[str, list[str]] = field(default_factory=dict)
     output: object = None
 
 
@@ -41,16 +43,33 @@ def static_fake_quants(model: nn.Module) -> dict[str, FakeQuantize]:
 
 
 class _Origins(Origins):
+    """Also knows which layer gave a tensor, which place a tensor is, and which weights are computed with which places."""
+
     def __init__(self):
         super().__init__()
         self.made_by: dict[int, str] = {}  # tensor -> the layer that gave it
+        self.place_of: dict[int, str] = {}  # tensor -> the fake-quant that stands on it
+        self.weights: dict[int, list[str]] = {}  # address of a quantized weight -> the modules that hold it
+        self.readers: dict[str, dict[str, None]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = super().__torch_dispatch__(func, types, args, kwargs)
+        if result is not None and not self._moved(result):
+            self._note_readers([leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)])
         for argument, value in zip(func._schema.arguments, args):
             if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
                 self.made_by.pop(value._cdata, None)  # F.relu(x, inplace=True): no longer what the layer gave
         return result
+
+    def _moved(self, result) -> bool:
+        return any(isinstance(leaf, Tensor) and leaf._cdata in self.sources for leaf in pytree.tree_leaves(result))
+
+    def _note_readers(self, tensors: list[Tensor]) -> None:
+        layers = [layer for tensor in tensors for layer in self.weights.get(tensor.data_ptr(), ())]
+        for tensor in tensors if layers else ():
+            for origin in self.of(tensor):
+                if origin._cdata in self.place_of:
+                    self.readers.setdefault(self.place_of[origin._cdata], {}).update(dict.fromkeys(layers))
 
 
 class _Recorder:
@@ -62,6 +81,12 @@ class _Recorder:
         self.running: list[list] = []  # [path, whether a module ran inside]
         self.handles = []
         static = static_fake_quants(model)
+        owners: dict[FakeQuantize, list[str]] = {}
+        paths = {module: path for path, module in model.named_modules()}
+        for module, _, fake_quant in weight_fake_quants(model):
+            owners.setdefault(fake_quant, []).append(paths[module])
+        for fake_quant, layers in owners.items():
+            self.handles.append(fake_quant.register_forward_hook(self._weight_hook(layers)))
         for path, module in model.named_modules():
             if path in static:
                 self.handles.append(module.register_forward_pre_hook(self._place_hook(path)))
@@ -92,10 +117,18 @@ class _Recorder:
         self.origins.made_by[tensor._cdata] = key
         self.origins.alive.append(tensor)
 
+    def _weight_hook(self, layers: list[str]):
+        def read(fake_quant, args, weight):
+            self.origins.weights[weight.data_ptr()] = layers
+            self.origins.alive.append(weight)
+
+        return read
+
     def _place_hook(self, path: str):
         def stand(fake_quant, args):
             for origin in self.origins.of(args[0]):
                 key = self._key(path)
+                self.origins.place_of[origin._cdata] = path
                 self.values.places[key] = origin.clone()
                 self.values.fake_quants[key] = fake_quant
                 self.values.order.append(key)
@@ -115,6 +148,7 @@ def run_layers(model: nn.Module, args: tuple, kwargs: dict) -> LayerValues:
     finally:
         for handle in recorder.handles:
             handle.remove()
+    recorder.values.readers = {place: list(layers) for place, layers in origins.readers.items()}
     return recorder.values
 
 
