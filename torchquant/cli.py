@@ -6,6 +6,7 @@ import click
 
 from torchquant import _build_info
 from torchquant.commands.bench import bench
+from torchquant.commands.calibration import calibration
 from torchquant.commands.convert import convert
 from torchquant.commands.doctor import doctor
 from torchquant.commands.inspect import inspect
@@ -34,6 +35,7 @@ main.add_command(convert)
 main.add_command(inspect)
 main.add_command(bench)
 main.add_command(validate)
+main.add_command(calibration)
 
 if __name__ == "__main__":
     main()

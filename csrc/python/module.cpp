@@ -4,6 +4,7 @@
 #include <torch/csrc/jit/python/pybind.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <cmath>
 #include <functional>
 #include <string>
 #include <utility>
@@ -14,6 +15,7 @@
 #include "convert/layer_pairs.h"
 #include "convert/sensitivity.h"
 #include "kernels/isa.h"
+#include "numerics/stats.h"
 #include "runtime/load.h"
 #include "runtime/measure.h"
 
@@ -163,6 +165,15 @@ std::vector<std::string> available_isa_names() {
   return names;
 }
 
+// The bins + 1 edges of the histogram that an observer of this range keeps, for drawing it.
+std::vector<double> histogram_edges(double min_val, double max_val, int64_t bins) {
+  const numerics::HistogramGrid grid = numerics::histogram_grid({static_cast<float>(min_val), static_cast<float>(max_val)},
+                                                                static_cast<int32_t>(bins));
+  std::vector<double> edges;
+  for (int32_t edge = 0; edge <= grid.bins; ++edge) edges.push_back(std::ldexp(edge - grid.negative, grid.exponent));
+  return edges;
+}
+
 }  // namespace
 }  // namespace torchquant
 
@@ -184,6 +195,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("float_module", torch::wrap_pybind_function(float_module), py::arg("prepared"));
   m.def("signal_and_noise", torch::wrap_pybind_function(signal_and_noise), py::arg("reference"), py::arg("actual"));
   m.def("scan_sensitivity", torch::wrap_pybind_function(scan_module), py::arg("prepared"), py::arg("batches"), py::arg("progress"));
+  m.def("histogram_edges", torch::wrap_pybind_function(histogram_edges), py::arg("min_val"), py::arg("max_val"), py::arg("bins"));
   m.def("available_isas", torch::wrap_pybind_function(available_isa_names));
   m.def("selected_isa", torch::wrap_pybind_function([] { return std::string(kernels::isa_name(kernels::selected_isa())); }));
   m.def("force_isa", torch::wrap_pybind_function([](const std::string& name) { kernels::force_isa(isa_named(name)); }),

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from torchquant import _build_info
+from torchquant.files import write_text
 from torchquant.report import sections
 from torchquant.report.sections import Section
 
@@ -48,7 +49,11 @@ def write(
     if not documents:
         raise ValueError(f"report: give at least one of {', '.join(given)}")
     page = [_section(name, documents[name]) for name in _SECTIONS if name in documents]
-    _write_whole(Path(path), _render(title, page))
+    text = _render(title, page)
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise RuntimeError(f"report: cannot write '{os.fspath(path)}': {error.strerror}") from error
 
 
 def _document(name: str, value) -> dict:
@@ -74,14 +79,3 @@ def _render(title: str, page: list[Section]) -> str:
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         title=title, made=made, sections=page, version=_build_info.VERSION
     )
-
-
-def _write_whole(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        raise RuntimeError(f"report: cannot write '{path}': {error.strerror}") from error
-    finally:
-        beside.unlink(missing_ok=True)
