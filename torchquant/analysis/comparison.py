@@ -7,6 +7,7 @@ import math
 import os
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +21,7 @@ from torchquant.qconfig import QuantSpec
 # The signal-to-noise ratio of a full-range signal in 8 bits: 6.02 * 8 + 1.76 dB. Where the first layer's fall is measured from.
 BEST_SQNR_DB = 50.0
 _HISTOGRAM_BINS = 512
+_REPORT_BINS = 80
 
 
 @dataclass
@@ -161,7 +163,22 @@ class ComparedLayer:
             "clipped_rate": self.clipped_rate,
             "range": self.range and list(self.range),
             "observed": list(self.observed) if self.observed[0] <= self.observed[1] else None,
+            "histogram": self._histogram_dict(),
         }
+
+    def _histogram_dict(self) -> dict | None:
+        """Of the float values of all channels: n + 1 edges and n counts."""
+        found = self.histogram_on_grid(_REPORT_BINS)
+        return found and {"edges": found[0].tolist(), "counts": found[1].sum(axis=0).round().tolist()}
+
+    def histogram_on_grid(self, bins: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """(bins + 1 edges that take in the observed values and the range, counts [channels, bins]); None where nothing was compared."""
+        if self.histogram is None or not self.histogram.observed:
+            return None
+        low, high = self.observed if self.range is None else (min(self.observed[0], self.range[0]), max(self.observed[1], self.range[1]))
+        margin = 0.02 * (high - low) or 1.0
+        grid = np.linspace(low - margin, high + margin, bins + 1)
+        return grid, np.stack([_on_grid(np.asarray(edges), values.numpy(), grid) for edges, values in histogram_of(self.histogram)])
 
 
 def channel_axis(value: Tensor, module: nn.Module | None, has_conv1d: bool) -> int:
@@ -290,6 +307,11 @@ def histogram_of(observer: HistogramObserver) -> list[tuple[list[float], Tensor]
     counts = observer.histogram.reshape(-1, observer.spec.bins).cpu()
     ranges = zip(observer.min_val.tolist(), observer.max_val.tolist())
     return [(_C.histogram_edges(low, high, observer.spec.bins), row) for (low, high), row in zip(ranges, counts)]
+
+
+def _on_grid(edges: np.ndarray, counts: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """The counts spread over the bins of another grid, evenly inside each of their own."""
+    return np.diff(np.interp(grid, edges, np.concatenate([[0.0], np.cumsum(counts)])))
 
 
 def _db(value: float) -> str:

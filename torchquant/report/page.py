@@ -11,6 +11,7 @@ import torch
 
 from torchquant import _build_info
 from torchquant.files import write_text
+from torchquant.receipt import Receipt
 from torchquant.report import sections
 from torchquant.report.sections import Section
 
@@ -36,15 +37,28 @@ def write(
     comparison=None,
     calibration=None,
 ) -> None:
-    """Writes one self-contained HTML file with a section for each thing that is given: the QuantizedModel (or its Receipt), and
-    what `torchquant.validate`, `sensitivity_scan`, `compare` and `methods.clipping_report` returned, or the `to_dict()` of these.
+    """Writes one self-contained HTML file with a section for each thing that is given.
 
-    A file that was there before is replaced only once the new one is whole. Raises ValueError if nothing is given, or if something
-    is not what its section shows.
+    Args:
+        path: the file; one that was there before is replaced only once the new one is whole.
+        title: its heading.
+        quantized: the QuantizedModel, or its Receipt.
+        validation, sensitivity, comparison: what `torchquant.validate`, `sensitivity_scan` and `compare` returned, or its `to_dict()`.
+        calibration: what `methods.clipping_report` or `methods.calibration_curve` returned, its `to_dict()`, or a list of these.
+
+    Raises:
+        ValueError: if nothing is given, or something is not what its section shows.
+        RuntimeError: if the file cannot be written.
     """
     if quantized is not None:
-        quantized = {"rows": getattr(quantized, "receipt", quantized).rows}
+        receipt = getattr(quantized, "receipt", quantized)
+        if not isinstance(receipt, Receipt):
+            raise TypeError(f"report: quantized must be a QuantizedModel or a Receipt, got {type(quantized).__name__}")
+        quantized = {"rows": receipt.rows}
     given = {"validation": validation, "quantized": quantized, "sensitivity": sensitivity, "comparison": comparison, "calibration": calibration}
+    if calibration is not None:
+        parts = calibration if isinstance(calibration, (list, tuple)) else [calibration]
+        given["calibration"] = {"parts": [_document("calibration", part) for part in parts]}
     documents = {name: _document(name, value) for name, value in given.items() if value is not None}
     if not documents:
         raise ValueError(f"report: give at least one of {', '.join(given)}")

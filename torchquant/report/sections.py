@@ -282,4 +282,55 @@ def _sqnr(value: float | None) -> str:
 
 
 def calibration(document: dict) -> Section:
-    raise NotImplementedError
+    """`document["parts"]` holds any of: a ClippingReport, a CalibrationCurve, what `torchquant calibration show --json` prints."""
+    section = Section("calibration", "Calibration")
+    for part in document["parts"]:
+        if "movement" in part:
+            section.paragraphs.append(part["sentence"])
+            section.figures.append(_curve(part))
+        elif part["rows"] and "advice" in part["rows"][0]:
+            section.tables.append(_clipping_table(part["rows"]))
+        else:
+            section.tables.append(_ranges_table(part["rows"]))
+    return section
+
+
+def _curve(part: dict) -> Picture:
+    def plot(axes):
+        for values in part["movement"].values():
+            axes.plot(part["samples"], values, color=BLUE, alpha=0.35, linewidth=1)
+        axes.plot(part["samples"], part["worst"], color=ORANGE, linewidth=2, label="range that moves most")
+        axes.axhline(part["tolerance"], color=GREEN, linestyle="--", linewidth=1.2, label=f"tolerance {part['tolerance']:.1%}")
+        axes.set_yscale("symlog", linthresh=part["tolerance"] / 10)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("calibration samples")
+        axes.set_ylabel("distance from the final range")
+        axes.legend()
+
+    return picture(plot, "Convergence of the ranges.", f"{part['sentence']} Distances are fractions of the final range's width.")
+
+
+def _clipping_table(rows: list[dict]) -> TableOf:
+    columns = [Column("tensor"), Column("read by"), Column("range", "number"), Column("observed", "number"), Column("clipped", "number"),
+               Column("outlier channels", "number"), Column("advice", "text")]  # fmt: skip
+    table = [
+        (row["fake_quant"].removeprefix("activation_fake_quants."), ", ".join(row["layers"]), _interval(row["range"]), _interval(row["observed"]),
+         f"{row['clipped_rate']:.2%}", str(len(row["outlier_channels"])), row["advice"])
+        for row in rows
+    ]  # fmt: skip
+    return TableOf("Clipped activations: float values that lie outside the range of their codes", columns, table)
+
+
+def _ranges_table(rows: list[dict]) -> TableOf:
+    columns = [Column("fake-quant"), Column("observer"), Column("codes", "number"), Column("observed", "number"), Column("scale", "number"),
+               Column("zero point", "number")]  # fmt: skip
+    table = [
+        (row["fake_quant"], row["observer"], _interval(row["codes"]), _interval((min(row["min_val"]), max(row["max_val"]))),
+         f"{max(row['scale']):.6g}", f"{max(row['zero_point']):.6g}")
+        for row in rows
+    ]  # fmt: skip
+    return TableOf("Calibrated ranges; where there is one per channel, the outermost values", columns, table)
+
+
+def _interval(ends) -> str:
+    return "{:.4g} … {:.4g}".format(*ends)
