@@ -14,7 +14,14 @@ from torchquant.commands.report import report
 from torchquant.commands.validate import validate
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _InOrder(click.Group):
+    """Lists its commands in the order of their use, not of the alphabet."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(_build_info.VERSION, prog_name="torchquant")
 def main() -> None:
     """Quantization for PyTorch: train with fake-quant, convert to integers, run from Python or C++.

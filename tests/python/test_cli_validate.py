@@ -128,6 +128,7 @@ def test_limits_decide_the_exit_code(run):
         (("float.pt", "model.pt", "cli_validate_net:broken"), "'cli_validate_net:broken' failed when called without arguments: OSError: disk on fire"),
         (("float.pt", "model.pt", "test.pt", "--metric", "cli_validate_net:nan"), "metric gives nan for the float model"),
         (("float.pt", "model.pt", "test.pt", "--metric", "cli_validate_net:number"), "metric must be callable as metric(outputs, labels), got int"),
+        (("float.pt", "model.pt", "test.pt", "--max-latency-ratio", "nan"), "a limit must be a finite number, got nan"),
         (("float.pt", "model.pt", "test.pt", "--confidence", "95"), "95.0 is not in the range 0<x<1"),
     ],
 )

@@ -223,7 +223,7 @@ def test_the_command_says_what_it_wrote(run, files, tmp_path):
     [
         ((), "give at least one of validation, quantized"),
         (("absent.pt",), "No such file or directory"),
-        (("validation.json",), "not a TorchQuant file"),
+        (("validation.json",), "cannot load 'validation.json': it is not a TorchScript archive"),
         (("net.pt", "--validation", "broken.json"), "is not JSON"),
         (("net.pt", "--validation", "list.json"), "holds a list, not what a --json option printed"),
         (("net.pt", "--validation", "comparison.json"), "validation is not what its section shows"),

@@ -300,6 +300,8 @@ def test_each_limit_that_is_exceeded_is_named_with_figure_and_limit(case):
     assert f"is {ratio:.4g}, and max_latency_ratio allows" in report.failures(max_latency_ratio=ratio / 2)[0]
     assert len(report.failures(max_accuracy_drop=0, max_size_ratio=0, max_latency_ratio=0)) == 3
     assert report.failures() == []
+    with pytest.raises(ValueError, match="max_size_ratio must be a number, got nan"):
+        report.failures(max_size_ratio=float("nan"))
 
 
 # Bad input

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ class ValidationReport:
         """One sentence for each limit that is exceeded, with the figure and the limit; an empty list if all hold.
 
         `max_accuracy_drop` is in the metric's own unit (0.005 is half a point of accuracy), ratios are quantized over float. A
-        figure that could not be measured fails its limit.
+        figure that could not be measured fails its limit. Raises ValueError for a limit that is NaN, which nothing would exceed.
         """
         ratios = self.ratios()
         names = ", ".join(row["layer"] for row in self.fallbacks)
@@ -76,6 +77,9 @@ class ValidationReport:
             ("the cold start ratio (quantized / float)", ratios["cold_start"], "max_cold_start_ratio", max_cold_start_ratio),
             (f"the number of fallbacks ({names})", len(self.fallbacks), "max_fallbacks", max_fallbacks),
         ]
+        for _, _, name, limit in figures:
+            if limit is not None and math.isnan(limit):
+                raise ValueError(f"ValidationReport.failures: {name} must be a number, got nan")
         return [
             f"{what} was not measured, and {name} asks for at most {limit:g}" if figure is None
             else f"{what} is {figure:.4g}, and {name} allows {limit:g}"

@@ -13,13 +13,13 @@ from torchquant.progress import ProgressBar
 from torchquant.quantized_model import load
 
 
-@click.command()
+@click.command(short_help="Latency of a saved model.")
 @click.argument("file", type=click.Path())
 @click.option("--input-shape", "shapes", multiple=True, metavar="N,C,H,W", help="Shape of an fp32 input of random values; repeat for more inputs.")
 @click.option("--example", type=click.Path(exists=True, dir_okay=False), help="Inputs instead: a tensor or tuple of tensors from torch.save.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu, cuda, cuda:1.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; torch's choice if not given.")
-@click.option("--runs", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--runs", type=click.IntRange(min=1), default=100, show_default=True, help="Timed calls.")
 @click.option("--warm-up", type=click.IntRange(min=0), default=10, show_default=True, help="Runs before counting starts.")
 @as_json
 def bench(file: str, shapes: tuple[str, ...], example: str | None, device: str, threads: int | None, runs: int, warm_up: int, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from torchquant.commands.common import as_json, errors_as_sentences, print_json,
 from torchquant.methods.calibration_cache import describe_calibration, read_calibration
 
 
-@click.group()
+@click.group(short_help="What a saved calibration holds.")
 def calibration() -> None:
     """Look into files that torchquant.methods.save_calibration wrote.
 
@@ -23,7 +23,7 @@ def calibration() -> None:
     """
 
 
-@calibration.command()
+@calibration.command(short_help="Print every range, scale and zero point.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @as_json
 def show(file: str, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from torchquant.commands.common import as_json, errors_as_sentences, first_line,
 from torchquant.convert import ON_FALLBACK, convert_script
 
 
-@click.command()
+@click.command(short_help="A prepared TorchScript file into the integer model.")
 @click.argument("prepared", type=click.Path(exists=True, dir_okay=False))
 @click.argument("output", type=click.Path(dir_okay=False))
 @click.option(

@@ -12,7 +12,7 @@ from torchquant import _build_info, _C, _load
 from torchquant.commands.common import as_json, first_line, print_json, print_table
 
 
-@click.command()
+@click.command(short_help="What is installed, and does it work here?")
 @as_json
 def doctor(as_json: bool) -> None:
     """Say what is installed, what it was built for and whether it works here.

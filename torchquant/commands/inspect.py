@@ -12,7 +12,7 @@ from torchquant.progress import ProgressBar
 from torchquant.receipt import Receipt
 
 
-@click.command()
+@click.command(short_help="Which kernel runs each layer of a saved model.")
 @click.argument("file", type=click.Path())
 @as_json
 def inspect(file: str, as_json: bool) -> None:

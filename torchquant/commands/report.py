@@ -16,7 +16,7 @@ from torchquant.receipt import Receipt
 _json_file = click.Path(exists=True, dir_okay=False)
 
 
-@click.command()
+@click.command(short_help="One self-contained HTML page of a run.")
 @click.argument("file", metavar="[MODEL]", type=click.Path(), required=False)
 @click.option("--output", type=click.Path(dir_okay=False), required=True, help="The HTML file to write.")
 @click.option("--title", help="Heading of the page.  [default: the name of MODEL]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 
@@ -33,15 +34,21 @@ _LIMITS = {
 def _limit_options(command):
     command = click.option("--max-fallbacks", type=click.IntRange(min=0), help="Most layers that may have stayed float though asked.")(command)
     for name, text in reversed(_LIMITS.items()):
-        command = click.option(_option(name), type=float, help=text)(command)
+        command = click.option(_option(name), type=float, callback=_check_limit, help=text)(command)
     return command
+
+
+def _check_limit(context, parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):  # no figure would ever exceed a NaN
+        raise click.BadParameter(f"a limit must be a finite number, got {value}")
+    return value
 
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-@click.command()
+@click.command(short_help="Float against quantized on your data: accuracy, speed, size, limits.")
 @click.argument("float_model", metavar="FLOAT")
 @click.argument("file", metavar="QUANTIZED", type=click.Path())
 @click.argument("data", metavar="DATA")
@@ -50,8 +57,9 @@ def _option(name: str) -> str:
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="For DATA of one (inputs, labels).")
 @click.option("--runs", type=click.IntRange(min=1), default=100, show_default=True, help="Timed calls for each model.")
 @click.option("--processes", type=click.IntRange(min=0), default=3, show_default=True, help="Fresh processes for cold start and memory; 0 for none.")
-@click.option("--confidence", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.95, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--confidence", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.95, show_default=True,
+              help="Of the interval of the drop.")
+@click.option("--device", default="cpu", show_default=True, help="Where both models run: cpu, cuda, cuda:1.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; torch's choice if not given.")
 @_limit_options
 @as_json

@@ -31,9 +31,16 @@ class Bar:
 
 @dataclass
 class TableOf:
+    """Columns in which every cell is empty are left out."""
+
     caption: str
     columns: list[Column]
     rows: list[tuple]
+
+    def __post_init__(self):
+        kept = [i for i in range(len(self.columns)) if not self.rows or any(row[i] != "" for row in self.rows)]
+        self.columns = [self.columns[i] for i in kept]
+        self.rows = [tuple(row[i] for i in kept) for row in self.rows]
 
 
 @dataclass
