@@ -1,17 +1,13 @@
 """Calibration: runs a prepared model over batches, so that its observers see the range of every tensor."""
 
-import itertools
-from collections.abc import Mapping
-
 import torch
 
+from .batches import checked_batches, run_model
 from .fake_quantize import FakeQuantize
 from .prepare import PreparedModel
-from .prepare.example_run import evaluating, unpack
+from .prepare.example_run import evaluating
 from .prepare.quantized_parameter import weight_fake_quants
 from .progress import ProgressBar
-
-_NONE = object()
 
 
 def calibrate(prepared, batches):
@@ -23,7 +19,7 @@ def calibrate(prepared, batches):
     """
     if not isinstance(prepared, PreparedModel):
         raise TypeError(f"calibrate: expected a model that torchquant.prepare returned, got {type(prepared).__name__}")
-    batches, total = _checked(batches)
+    batches, total = checked_batches(batches, "calibrate")
     fake_quants = named_fake_quants(prepared).values()
     flags = [fake_quant.get_extra_state() for fake_quant in fake_quants]
     try:
@@ -35,21 +31,6 @@ def calibrate(prepared, batches):
         raise
 
 
-def _checked(batches):
-    """(the batches, how many there are if they say so), once there is a first one and they are no single batch."""
-    if batches is None or isinstance(batches, (torch.Tensor, Mapping, str)):
-        raise TypeError(
-            f"calibrate: batches must be an iterable of batches, such as a list or a DataLoader, got a {type(batches).__name__}; "
-            "put a single batch into a list"
-        )
-    total = len(batches) if hasattr(batches, "__len__") else None
-    batches = iter(batches)
-    first = next(batches, _NONE)
-    if first is _NONE:
-        raise ValueError("calibrate: batches is empty; give at least one batch of typical inputs")
-    return itertools.chain([first], batches), total
-
-
 def _observe(prepared, fake_quants, batches, total):
     for fake_quant in fake_quants:
         fake_quant.enable_observer(True)
@@ -58,7 +39,7 @@ def _observe(prepared, fake_quants, batches, total):
             fake_quant.observer.nonfinite_count.zero_()  # those of an earlier, refused call
     with evaluating(prepared), torch.no_grad(), ProgressBar("calibrating", total) as bar:
         for index, batch in enumerate(batches):
-            _run(prepared, index, batch)
+            run_model(prepared, index, batch, "calibrate")
             bar.advance()
 
 
@@ -85,15 +66,6 @@ def finish_calibration(prepared):
 def named_fake_quants(prepared):
     """Path -> fake-quant; one that several layers share stands under its first path."""
     return {name: module for name, module in prepared.named_modules() if isinstance(module, FakeQuantize)}
-
-
-def _run(prepared, index, batch):
-    args, kwargs = unpack(batch, f"calibrate: batch {index}")
-    try:
-        prepared(*args, **kwargs)
-    except Exception as error:
-        hint = "; a tuple is the model's arguments: leave labels out of it" if len(args) > 1 else ""
-        raise RuntimeError(f"calibrate: the model does not run on batch {index}{hint}: {error}") from error
 
 
 def _list(names):

@@ -6,9 +6,11 @@ import click
 
 from torchquant import _build_info
 from torchquant.commands.bench import bench
+from torchquant.commands.calibration import calibration
 from torchquant.commands.convert import convert
 from torchquant.commands.doctor import doctor
 from torchquant.commands.inspect import inspect
+from torchquant.commands.validate import validate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -23,6 +25,7 @@ def main() -> None:
                   torchquant.convert(prepared, example_inputs).save("model.pt")
       2. shell    torchquant inspect model.pt      which kernel runs each layer
                   torchquant bench model.pt --input-shape 1,3,224,224
+                  torchquant validate float.pt model.pt test.pt     accuracy, speed, size against the float model
       3. C++      torchquant::load("model.pt"), see cpp_examples/run_quantized
     """
 
@@ -31,6 +34,8 @@ main.add_command(doctor)
 main.add_command(convert)
 main.add_command(inspect)
 main.add_command(bench)
+main.add_command(validate)
+main.add_command(calibration)
 
 if __name__ == "__main__":
     main()

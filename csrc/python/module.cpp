@@ -4,6 +4,7 @@
 #include <torch/csrc/jit/python/pybind.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <cmath>
 #include <functional>
 #include <string>
 #include <utility>
@@ -14,6 +15,7 @@
 #include "convert/layer_pairs.h"
 #include "convert/sensitivity.h"
 #include "kernels/isa.h"
+#include "numerics/stats.h"
 #include "runtime/load.h"
 #include "runtime/measure.h"
 
@@ -43,7 +45,11 @@ std::pair<torch::jit::Module, std::string> load_with_receipt(const std::string& 
 
 // What `torchquant inspect` shows besides the receipt.
 py::dict read_manifest(const std::string& path) {
-  const archive::Manifest manifest = archive::open_verified(path).manifest;
+  archive::Manifest manifest;
+  {
+    const py::gil_scoped_release no_gil;  // every byte is hashed; a progress bar goes on meanwhile
+    manifest = archive::open_verified(path).manifest;
+  }
   py::dict result;
   result["format_version"] = manifest.format_version;
   result["torchquant_version"] = manifest.torchquant_version;
@@ -52,13 +58,14 @@ py::dict read_manifest(const std::string& path) {
   return result;
 }
 
-py::dict measure_module(torch::jit::Module& module, const std::vector<at::Tensor>& inputs, int64_t warm_up_runs, int64_t runs) {
+std::vector<double> time_module_runs(torch::jit::Module& module, const std::vector<at::Tensor>& inputs, int64_t warm_up_runs,
+                                     int64_t runs) {
   const std::vector<c10::IValue> values(inputs.begin(), inputs.end());
-  Latency latency;
-  {
-    const py::gil_scoped_release no_gil;
-    latency = measure(module, values, {.warm_up_runs = warm_up_runs, .runs = runs});
-  }
+  return time_runs(module, values, {.warm_up_runs = warm_up_runs, .runs = runs});
+}
+
+py::dict summarize_times(std::vector<double> times_ms) {
+  const Latency latency = summarize(std::move(times_ms));
   py::dict result;
   result["runs"] = latency.runs;
   result["p50_ms"] = latency.p50_ms;
@@ -67,6 +74,15 @@ py::dict measure_module(torch::jit::Module& module, const std::vector<at::Tensor
   result["mean_ms"] = latency.mean_ms;
   result["min_ms"] = latency.min_ms;
   return result;
+}
+
+py::dict measure_module(torch::jit::Module& module, const std::vector<at::Tensor>& inputs, int64_t warm_up_runs, int64_t runs) {
+  std::vector<double> times_ms;
+  {
+    const py::gil_scoped_release no_gil;
+    times_ms = time_module_runs(module, inputs, warm_up_runs, runs);
+  }
+  return summarize_times(std::move(times_ms));
 }
 
 // One dict per layer: "layer", "kind", and the paths of the fake-quants on its "weights" and "inputs".
@@ -149,6 +165,15 @@ std::vector<std::string> available_isa_names() {
   return names;
 }
 
+// The bins + 1 edges of the histogram that an observer of this range keeps, for drawing it.
+std::vector<double> histogram_edges(double min_val, double max_val, int64_t bins) {
+  const numerics::HistogramGrid grid = numerics::histogram_grid({static_cast<float>(min_val), static_cast<float>(max_val)},
+                                                                static_cast<int32_t>(bins));
+  std::vector<double> edges;
+  for (int32_t edge = 0; edge <= grid.bins; ++edge) edges.push_back(std::ldexp(edge - grid.negative, grid.exponent));
+  return edges;
+}
+
 }  // namespace
 }  // namespace torchquant
 
@@ -160,6 +185,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("save", torch::wrap_pybind_function_no_gil(save_with_receipt), py::arg("module"), py::arg("receipt_json"), py::arg("path"));
   m.def("load", torch::wrap_pybind_function_no_gil(load_with_receipt), py::arg("path"), py::arg("device"));
   m.def("read_manifest", torch::wrap_pybind_function(read_manifest), py::arg("path"));
+  m.def("time_runs", torch::wrap_pybind_function_no_gil(time_module_runs), py::arg("module"), py::arg("inputs"),
+        py::arg("warm_up_runs"), py::arg("runs"));
+  m.def("summarize_times", torch::wrap_pybind_function(summarize_times), py::arg("times_ms"));
   m.def("measure", torch::wrap_pybind_function(measure_module), py::arg("module"), py::arg("inputs"), py::arg("warm_up_runs"),
         py::arg("runs"));
   m.def("layer_fake_quants", torch::wrap_pybind_function(list_layer_fake_quants), py::arg("prepared"));
@@ -167,6 +195,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("float_module", torch::wrap_pybind_function(float_module), py::arg("prepared"));
   m.def("signal_and_noise", torch::wrap_pybind_function(signal_and_noise), py::arg("reference"), py::arg("actual"));
   m.def("scan_sensitivity", torch::wrap_pybind_function(scan_module), py::arg("prepared"), py::arg("batches"), py::arg("progress"));
+  m.def("histogram_edges", torch::wrap_pybind_function(histogram_edges), py::arg("min_val"), py::arg("max_val"), py::arg("bins"));
   m.def("available_isas", torch::wrap_pybind_function(available_isa_names));
   m.def("selected_isa", torch::wrap_pybind_function([] { return std::string(kernels::isa_name(kernels::selected_isa())); }));
   m.def("force_isa", torch::wrap_pybind_function([](const std::string& name) { kernels::force_isa(isa_named(name)); }),

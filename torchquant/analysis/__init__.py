@@ -1,1 +1,1 @@
-"""What quantization does to a model: which layers suffer from it, and what each gains."""
+"""Measurements on models: what a quantized one costs in accuracy, what it gains, and where it goes wrong."""

@@ -9,6 +9,7 @@ import torch
 
 from torchquant import _C
 from torchquant.commands.common import as_json, check_device, errors_as_sentences, last_line, print_json, print_table
+from torchquant.progress import ProgressBar
 from torchquant.quantized_model import load
 
 
@@ -35,7 +36,8 @@ def bench(file: str, shapes: tuple[str, ...], example: str | None, device: str, 
     with errors_as_sentences():
         model = load(file, device)
     try:
-        latency = _C.measure(model.script._c, [tensor.to(device) for tensor in inputs], warm_up, runs)
+        with ProgressBar("measuring"):
+            latency = _C.measure(model.script._c, [tensor.to(device) for tensor in inputs], warm_up, runs)
     except RuntimeError as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
         raise click.ClickException(f"the model does not run on inputs of shape {shapes}: {last_line(error)}") from error

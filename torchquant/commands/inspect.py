@@ -8,6 +8,7 @@ import click
 
 from torchquant import _C
 from torchquant.commands.common import as_json, errors_as_sentences, print_receipt
+from torchquant.progress import ProgressBar
 from torchquant.receipt import Receipt
 
 
@@ -20,7 +21,7 @@ def inspect(file: str, as_json: bool) -> None:
     Reads a file that QuantizedModel.save or torchquant::save wrote; exits with 1 if it is damaged or foreign. Nothing of the
     model is run.
     """
-    with errors_as_sentences():
+    with errors_as_sentences(), ProgressBar("verifying"):
         manifest = _C.read_manifest(file)
     receipt = Receipt.from_json(manifest.pop("receipt_json"))
     print_receipt(receipt, {"file": file, "bytes": os.path.getsize(file), **manifest}, as_json)
