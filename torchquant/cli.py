@@ -10,6 +10,7 @@ from torchquant.commands.calibration import calibration
 from torchquant.commands.convert import convert
 from torchquant.commands.doctor import doctor
 from torchquant.commands.inspect import inspect
+from torchquant.commands.scan import scan
 from torchquant.commands.validate import validate
 
 
@@ -26,6 +27,7 @@ def main() -> None:
       2. shell    torchquant inspect model.pt      which kernel runs each layer
                   torchquant bench model.pt --input-shape 1,3,224,224
                   torchquant validate float.pt model.pt test.pt     accuracy, speed, size against the float model
+                  torchquant scan --model net:build ...             which layers to leave float
       3. C++      torchquant::load("model.pt"), see cpp_examples/run_quantized
     """
 
@@ -35,6 +37,7 @@ main.add_command(convert)
 main.add_command(inspect)
 main.add_command(bench)
 main.add_command(validate)
+main.add_command(scan)
 main.add_command(calibration)
 
 if __name__ == "__main__":
