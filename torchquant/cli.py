@@ -11,6 +11,7 @@ from torchquant.commands.convert import convert
 from torchquant.commands.doctor import doctor
 from torchquant.commands.inspect import inspect
 from torchquant.commands.report import report
+from torchquant.commands.scan import scan
 from torchquant.commands.validate import validate
 
 
@@ -34,6 +35,7 @@ def main() -> None:
       2. shell    torchquant inspect model.pt      which kernel runs each layer
                   torchquant bench model.pt --input-shape 1,3,224,224
                   torchquant validate float.pt model.pt test.pt     accuracy, speed, size against the float model
+                  torchquant scan --model net:build ...             which layers to leave float
                   torchquant report model.pt --output report.html   all of it on one page
       3. C++      torchquant::load("model.pt"), see cpp_examples/run_quantized
     """
@@ -44,6 +46,7 @@ main.add_command(convert)
 main.add_command(inspect)
 main.add_command(bench)
 main.add_command(validate)
+main.add_command(scan)
 main.add_command(report)
 main.add_command(calibration)
 

@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 Options = Sequence[Sequence[Mapping]]  # per layer, per option: quantity -> value; what is not asked for may be anything
 
 _INFEASIBLE = 2  # milp's status
-_ROUNDING = 1e-9  # relative; sums of the same numbers in another order differ by less
+_ROUNDING = 1e-12  # relative; sums of the same numbers in another order differ by less
 _TIGHTENINGS = 8
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from torchquant.analysis.processes import Processes
 
 FORMAT = 1
+_START = b'{"scan": '  # of a journal's first line
 
 
 class Journal:
@@ -71,7 +72,7 @@ def _read(path: Path) -> tuple[dict | None, list[dict], int]:
         raise ValueError(f"sensitivity_scan: line {number} of '{path}' is damaged; delete that line or the file, and scan again")
     header = lines[0].get("scan") if lines and isinstance(lines[0], dict) else None
     if (lines or content) and not isinstance(header, dict):
-        if not lines and content.startswith(b'{"scan"'):  # killed while it wrote its first line
+        if not lines and content[: len(_START)] == _START[: len(content)]:  # killed while it wrote its first line
             return None, [], 0
         raise ValueError(f"sensitivity_scan: '{path}' is not the journal of a scan, so it is left alone; give another resume")
     return header, lines[1:], whole

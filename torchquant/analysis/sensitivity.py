@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import math
 import os
@@ -21,6 +20,7 @@ from torchquant.analysis.processes import Processes
 from torchquant.analysis.scan_candidate import Candidate, ScannedLayer, hash_tensor, hashing_inputs
 from torchquant.analysis.scan_journal import Journal
 from torchquant.analysis.sensitivity_report import SensitivityReport
+from torchquant.errors import nearest
 from torchquant.prepare.example_run import evaluating, repeatable, unpack
 from torchquant.progress import ProgressBar
 from torchquant.qconfig import QConfig, QConfigMapping, as_mapping
@@ -49,7 +49,7 @@ def sensitivity_scan(
 
     The model is prepared and calibrated once per QConfig; a layer is then quantized by switching its fake-quants on: those on
     its weights and on what it reads. (Quantizing one layer at a time is how Wu et al., "Integer quantization for deep learning
-    inference", 2020, section 5.2, find the layers to leave in float.) Under torchrun, or in a process group that is there
+    inference", 2020, section 6.1, find the layers to leave in float.) Under torchrun, or in a process group that is there
     already, each process evaluates its share and all return the same report.
 
     Args:
@@ -344,8 +344,8 @@ def _matching(pattern: str, names: list[str]) -> list[str]:
         raise ValueError(f"sensitivity_scan: layers must hold regular expressions, got {pattern!r}: {error}") from None
     found = [name for name in names if any(expression.fullmatch(path) for path in _path_and_parents(name))]
     if not found:
-        nearest = difflib.get_close_matches(str(pattern).replace("\\", ""), names, n=5, cutoff=0.3) or names[:5]
-        raise ValueError(f"sensitivity_scan: {pattern!r} matches no layer; nearest: {', '.join(map(repr, nearest))}")
+        plain = pattern.replace("\\", "")
+        raise ValueError(f"sensitivity_scan: {pattern!r} matches no layer; nearest: {nearest(plain, names)}")
     return found
 
 

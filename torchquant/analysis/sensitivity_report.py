@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from torchquant.analysis.mixed_precision import Unreachable, choose
+from torchquant.files import write_text
 from torchquant.qconfig import QConfig, QConfigMapping
 
 _FORMAT = "torchquant sensitivity scan 1"
@@ -96,8 +97,12 @@ class SensitivityReport:
     def predict(self, mapping: QConfigMapping) -> dict[str, float | None]:
         """{"metric", "drop", "latency_ms", "size_mb"} of a mapping that `propose` returned, as the sum over its layers."""
         layers, options = self._options()
-        chosen = [_option_of(mapping, layer, choices) for layer, choices in zip(layers, options)]
-        return self._prediction(chosen)
+        return self._prediction([_option_of(mapping, layer, choices) for layer, choices in zip(layers, options)])
+
+    def choices(self, mapping: QConfigMapping) -> dict[str, str]:
+        """Layer -> the candidate, or "float", that such a mapping gives it."""
+        layers, options = self._options()
+        return {layer: _option_of(mapping, layer, choices)["candidate"] for layer, choices in zip(layers, options)}
 
     def pareto(self, quantity: str | None = None) -> list[dict]:
         """Configurations of which none is better in accuracy and no worse in `quantity`, "latency_ms" (if it was measured, the
@@ -260,13 +265,7 @@ class SensitivityReport:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes JSON; a file that was there is replaced once the new one is whole."""
-        path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            beside.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> SensitivityReport:

@@ -65,14 +65,14 @@ def _bench_inputs(shapes: tuple[str, ...], example: str | None) -> list[torch.Te
     return [torch.randn(_parse_shape(shape)) for shape in shapes]
 
 
-def load_example(path: str) -> list[torch.Tensor]:
+def load_example(path: str, what: str = "--example") -> list[torch.Tensor]:
     try:
         inputs = torch.load(path, weights_only=True)
     except Exception as error:  # torch.load raises whatever its parsers meet
-        raise click.BadParameter(f"'{path}' is not a file of tensors that torch.save wrote", param_hint="--example") from error
+        raise click.BadParameter(f"'{path}' is not a file of tensors that torch.save wrote", param_hint=what) from error
     inputs = [inputs] if isinstance(inputs, torch.Tensor) else inputs
     if not isinstance(inputs, (tuple, list)) or not all(isinstance(tensor, torch.Tensor) for tensor in inputs):
-        raise click.BadParameter(f"'{path}' must hold a tensor or a tuple of tensors; it holds a {type(inputs).__name__}", param_hint="--example")
+        raise click.BadParameter(f"'{path}' must hold a tensor or a tuple of tensors; it holds a {type(inputs).__name__}", param_hint=what)
     return list(inputs)
 
 
