@@ -14,6 +14,7 @@ from rich.table import Table
 
 from torchquant import _build_info, _C, _load
 from torchquant.commands.calibration import calibration
+from torchquant.commands.compare import compare
 from torchquant.convert import ON_FALLBACK, convert_script
 from torchquant.quantized_model import load
 from torchquant.receipt import Receipt
@@ -271,6 +272,7 @@ def _print_receipt(receipt: Receipt, report: dict, as_json: bool) -> None:
 
 
 main.add_command(calibration)
+main.add_command(compare)
 
 
 if __name__ == "__main__":

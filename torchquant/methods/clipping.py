@@ -176,7 +176,7 @@ class _Tensor:
 
     def add(self, value: Tensor) -> None:
         self.all_values.to(value.device)(value)
-        axis = channel_axis(value, None, self.has_conv1d)
+        axis = channel_axis(value, self.has_conv1d)
         channels = self.channels.setdefault((axis, value.size(axis)), _Channels(axis, value.device))
         channels.observer(value)
         clipped = clipped_mask(value, self.fake_quant).movedim(axis, 0).flatten(1).sum(1)
