@@ -20,7 +20,9 @@ def check_iterable(batches, caller, *, repeatable=False):
             "put a single batch into a list"
         )
     if repeatable and isinstance(batches, Iterator):
-        raise TypeError(f"{caller}: batches are read more than once, so they must be a list or a DataLoader, got a {type(batches).__name__}")
+        raise TypeError(
+            f"{caller}: batches are read more than once, so they must be a list or a DataLoader, got a {type(batches).__name__}"
+        )
 
 
 def checked_batches(batches, caller):

@@ -1,4 +1,4 @@
-"""The command line: `torchquant doctor | convert | inspect | bench`, each with --json for scripts."""
+"""The command line: `torchquant doctor | convert | inspect | bench | compare | calibration`, each with --json for scripts."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def main() -> None:
                   torchquant.convert(prepared, example_inputs).save("model.pt")
       2. shell    torchquant inspect model.pt      which kernel runs each layer
                   torchquant bench model.pt --input-shape 1,3,224,224
+                  torchquant compare float.pt model.pt --inputs batches.pt    which layer goes wrong
       3. C++      torchquant::load("model.pt"), see cpp_examples/run_quantized
     """
 

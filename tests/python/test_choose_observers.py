@@ -22,7 +22,8 @@ STATIC = tq.qconfigs.int8_static()
 
 
 def observers_of(model, mapping):
-    return {path: qconfig.activation.observer for path, qconfig in mapping.resolve(model).items() if isinstance(model.get_submodule(path), nn.Linear)}
+    resolved = mapping.resolve(model)
+    return {path: resolved[path].activation.observer for path, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 def measured_sqnr(model, layer, observer, batches, qconfig=STATIC):

@@ -294,7 +294,7 @@ def test_wrong_arguments_are_refused_before_anything_runs(net):
         tq.compare(model, prepared, x)
     with pytest.raises(ValueError, match="compare: batches is empty"):
         tq.compare(model, prepared, [])
-    with pytest.raises(ValueError, match="run torchquant.calibrate first"):
+    with pytest.raises(ValueError, match="compare: the model is not calibrated, run torchquant.calibrate first"):
         tq.compare(model, tq.prepare(model, x, tq.qconfigs.int8_static()), [x])
     with pytest.raises(ValueError, match="give prepared= only beside a converted one"):
         tq.compare(model, prepared, [x], prepared=prepared)
@@ -326,7 +326,8 @@ def test_scripts_give_the_errors_of_the_models_that_they_were_made_of(net, files
     from_scripts = tq.compare(script["float"], quantized, [x], prepared=script["prepared"])
     from_models = tq.compare(model, quantized, [x], prepared=prepared)
     rows = {row.layer: row for row in from_scripts.rows}
-    assert set(rows) == {"conv1", "bn", "conv2", "fc", "ln", "head", *(f"activation_fake_quants.{n}" for n in ("x", "relu", "relu_2", "mean"))}
+    places = {f"activation_fake_quants.{name}" for name in ("x", "relu", "relu_2", "mean")}
+    assert set(rows) == {"conv1", "bn", "conv2", "fc", "ln", "head"} | places
     for ours, theirs in (("activation_fake_quants.relu", "relu"), ("conv2", "conv2"), ("ln", "ln"), ("head", "head")):
         expected = from_models.row(theirs)
         assert rows[ours].prepared.errors.sqnr_db == pytest.approx(expected.prepared.errors.sqnr_db)
@@ -367,11 +368,12 @@ def test_a_bad_layer_is_named_on_the_command_line(net, files, tmp_path):
 
 def test_mistakes_on_the_command_line_are_one_sentence(files, tmp_path):
     (tmp_path / "junk.pt").write_bytes(b"junk")
+    sound = files / "float.pt", files / "prepared.pt"
     for arguments, message in (
         ((tmp_path / "junk.pt", files / "prepared.pt", "--inputs", files / "inputs.pt"), "is not a TorchScript file that can be read"),
         ((files / "float.pt", files / "float.pt", "--inputs", files / "inputs.pt"), "compare: quantized must come from torchquant.prepare"),
-        ((files / "float.pt", files / "prepared.pt", "--inputs", tmp_path / "junk.pt"), "is not a file of tensors that torch.save wrote"),
-        ((files / "float.pt", files / "prepared.pt", "--inputs", files / "inputs.pt", "--plot", "conw", "x.png"), "no layer 'conw'; nearest: 'conv"),
+        ((*sound, "--inputs", tmp_path / "junk.pt"), "is not a file of tensors that torch.save wrote"),
+        ((*sound, "--inputs", files / "inputs.pt", "--plot", "conw", "x.png"), "no layer 'conw'; nearest: 'conv"),
     ):
         result = run("compare", *arguments)
         assert result.exit_code != 0

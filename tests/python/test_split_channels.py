@@ -15,8 +15,9 @@ OUTLIER = 3
 
 def conv_net(seed=0, batch_norm=True, affine=True):
     torch.manual_seed(seed)
-    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16, affine=affine) if batch_norm else nn.Identity(), nn.ReLU(), nn.MaxPool2d(2)]
-    model = nn.Sequential(*layers, nn.Conv2d(16, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4)).eval()
+    norm = nn.BatchNorm2d(16, affine=affine) if batch_norm else nn.Identity()
+    first = nn.Conv2d(3, 16, 3, padding=1), norm, nn.ReLU(), nn.MaxPool2d(2)
+    model = nn.Sequential(*first, nn.Conv2d(16, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4)).eval()
     with torch.no_grad():
         stretched = model[1] if batch_norm and affine else model[0]
         stretched.weight[OUTLIER] *= 60
@@ -137,6 +138,18 @@ def test_a_residual_stream_is_left_alone():
     x = torch.randn(2, 8)
     (row,) = split_outlier_channels(model, x, [x]).torchquant_split_channels
     assert row.layer == "b" and row.reason == "its input a is read by other layers too"
+
+
+def test_tied_weights_are_left_alone():
+    first, second, third = (nn.Linear(8, 8, bias=False) for _ in range(3))
+    model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third).eval()
+    model[4].weight = model[2].weight
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(8))
+        model[0].weight[1] *= 100
+    x = torch.ones(2, 8)
+    (row, *_) = split_outlier_channels(model, x, [x]).torchquant_split_channels
+    assert (row.layer, row.reason) == ("2", "it shares its weight with another layer")
 
 
 def test_the_model_is_not_changed_and_the_result_trains_and_copies():

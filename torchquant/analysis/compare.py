@@ -9,6 +9,7 @@ from torchquant.analysis.comparison import ComparedLayer, Comparison
 from torchquant.analysis.layer_values import ConvertedValue, LayerValues, run_converted
 from torchquant.analysis.runs import Run, make_reference
 from torchquant.batches import checked_batches
+from torchquant.calibrate import check_calibrated
 from torchquant.fake_quantize import FakeQuantize
 from torchquant.functional import dequantize
 from torchquant.prepare import PreparedModel
@@ -70,9 +71,7 @@ def _sorted_out(float_model, quantized, prepared):
             raise ValueError("compare: quantized is a prepared model already; give prepared= only beside a converted one")
         quantized, prepared = None, quantized
     if prepared is not None:
-        waiting = [name for name, m in prepared.named_modules() if isinstance(m, FakeQuantize) and not (m.fake_quant_enabled and m.observed)]
-        if waiting:
-            raise ValueError(f"compare: the prepared model does not quantize yet, run torchquant.calibrate first ({waiting[0]} waits)")
+        check_calibrated(prepared, "compare")
     return quantized, prepared
 
 

@@ -58,7 +58,8 @@ class Run:
     def names_of_places(self) -> dict[str, str]:
         """Path of a fake-quant -> what prepare called the tensor that it stands for."""
         report = None if isinstance(self.model, torch.jit.ScriptModule) else getattr(self.model, "torchquant_report", None)
-        return {row["fake_quant"]: row["name"] for row in report.rows if row["role"] == "activation" and row["fake_quant"]} if report else {}
+        rows = report.rows if report else ()
+        return {row["fake_quant"]: row["name"] for row in rows if row["role"] == "activation" and row["fake_quant"]}
 
 
 def make_reference(float_model, prepared, converted, batch, args, kwargs) -> Run:

@@ -140,7 +140,8 @@ def _follow_back(model: nn.Module, reader: fx.Node, calls: list[str]) -> _Chain:
     chain, layer = _Chain(reader.target), model.get_submodule(reader.target)
     if getattr(layer, "groups", 1) != 1:
         chain.reason = "it is a grouped convolution"
-        return chain
+    elif _is_tied(model, layer):
+        chain.reason = "it shares its weight with another layer"
     node = reader.args[0] if reader.args else reader.kwargs["input"]
     while not chain.reason:
         module = model.get_submodule(node.target) if node.op == "call_module" else None
@@ -148,6 +149,8 @@ def _follow_back(model: nn.Module, reader: fx.Node, calls: list[str]) -> _Chain:
             chain.reason = f"its input {node.name} is read by other layers too"
         elif type(module) in _LAYERS and calls.count(node.target) == 1 and getattr(module, "groups", 1) == 1:
             _end_at(chain, node.target, module, layer)
+            if _is_tied(model, module):
+                chain.reason = f"{node.target} shares its weight with another layer"
             return chain
         elif type(module) in _NORMS and chain.norm is None and module.track_running_stats and calls.count(node.target) == 1:
             chain.norm = node.target
@@ -156,6 +159,10 @@ def _follow_back(model: nn.Module, reader: fx.Node, calls: list[str]) -> _Chain:
         if not chain.reason:
             node = node.args[0] if node.args else node.kwargs["input"]
     return chain
+
+
+def _is_tied(model: nn.Module, layer: nn.Module) -> bool:
+    return sum(parameter is layer.weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1
 
 
 def _end_at(chain: _Chain, path: str, producer: nn.Module, layer: nn.Module) -> None:
