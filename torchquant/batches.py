@@ -1,7 +1,7 @@
 """How every function that takes `batches` reads them: checked before work starts, one error for a batch that does not run."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch.utils import _pytree as pytree
@@ -12,25 +12,28 @@ from .progress import ProgressBar
 _NONE = object()
 
 
-def checked_batches(batches, caller):
-    """(the batches, how many there are if they say so), once there is a first one and they are no single batch."""
+def check_iterable(batches, caller, *, repeatable=False):
+    """Refuses a single batch, and a generator where batches are read more than once: it would be empty the second time."""
     if batches is None or isinstance(batches, (torch.Tensor, Mapping, str)):
         raise TypeError(
             f"{caller}: batches must be an iterable of batches, such as a list or a DataLoader, got a {type(batches).__name__}; "
             "put a single batch into a list"
         )
+    if repeatable and isinstance(batches, Iterator):
+        raise TypeError(
+            f"{caller}: batches are read more than once, so they must be a list or a DataLoader, got a {type(batches).__name__}"
+        )
+
+
+def checked_batches(batches, caller):
+    """(the batches, how many there are if they say so), once there is a first one and they are no single batch."""
+    check_iterable(batches, caller)
     total = len(batches) if hasattr(batches, "__len__") else None
     batches = iter(batches)
     first = next(batches, _NONE)
     if first is _NONE:
         raise ValueError(f"{caller}: batches is empty; give at least one batch of typical inputs")
     return itertools.chain([first], batches), total
-
-
-def check_repeatable(batches, caller):
-    """Refuses a generator, which would be empty when a function reads its batches a second time."""
-    if iter(batches) is batches:
-        raise TypeError(f"{caller}: batches are read more than once, so they must be a list or a DataLoader, got a {type(batches).__name__}")
 
 
 def run_model(model, index, batch, caller):

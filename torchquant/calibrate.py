@@ -63,6 +63,14 @@ def finish_calibration(prepared):
         fake_quant.enable_observer(fake_quant in followed and not fake_quant.spec.learnable)
 
 
+def check_calibrated(prepared, caller):
+    """Refuses a prepared model that does not quantize yet."""
+    fake_quants = named_fake_quants(prepared).items()
+    waiting = [name for name, fake_quant in fake_quants if not (fake_quant.fake_quant_enabled and fake_quant.observed)]
+    if waiting:
+        raise ValueError(f"{caller}: the model is not calibrated, run torchquant.calibrate first ({waiting[0]} has no range)")
+
+
 def named_fake_quants(prepared):
     """Path -> fake-quant; one that several layers share stands under its first path."""
     return {name: module for name, module in prepared.named_modules() if isinstance(module, FakeQuantize)}

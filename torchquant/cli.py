@@ -7,6 +7,7 @@ import click
 from torchquant import _build_info
 from torchquant.commands.bench import bench
 from torchquant.commands.calibration import calibration
+from torchquant.commands.compare import compare
 from torchquant.commands.convert import convert
 from torchquant.commands.doctor import doctor
 from torchquant.commands.inspect import inspect
@@ -35,6 +36,7 @@ def main() -> None:
       2. shell    torchquant inspect model.pt      which kernel runs each layer
                   torchquant bench model.pt --input-shape 1,3,224,224
                   torchquant validate float.pt model.pt test.pt     accuracy, speed, size against the float model
+                  torchquant compare float.pt model.pt --inputs batches.pt    which layer goes wrong
                   torchquant scan --model net:build ...             which layers to leave float
                   torchquant report model.pt --output report.html   all of it on one page
       3. C++      torchquant::load("model.pt"), see cpp_examples/run_quantized
@@ -46,6 +48,7 @@ main.add_command(convert)
 main.add_command(inspect)
 main.add_command(bench)
 main.add_command(validate)
+main.add_command(compare)
 main.add_command(scan)
 main.add_command(report)
 main.add_command(calibration)

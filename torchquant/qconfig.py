@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -306,7 +307,8 @@ def _first_set(*candidates):
 
 def _format_of(path: str | os.PathLike, caller: str) -> str:
     ending = Path(path).suffix.lower()
-    _check(ending in (".yaml", ".yml", ".json"), f"QConfigMapping.{caller}", "path", "a name that ends in .yaml, .yml or .json", os.fspath(path))
+    allowed = "a name that ends in .yaml, .yml or .json"
+    _check(ending in (".yaml", ".yml", ".json"), f"QConfigMapping.{caller}", "path", allowed, os.fspath(path))
     return "json" if ending == ".json" else "yaml"
 
 
@@ -333,7 +335,8 @@ def exactly(path: str) -> str:
 
 def with_entries(qconfig: QConfig | QConfigMapping, names: Mapping[str, QConfig | None]) -> QConfigMapping:
     """A mapping that is `qconfig` and, with the last word, these names."""
-    mapping = QConfigMapping.from_dict(as_mapping(qconfig).to_dict())
+    mapping = copy.deepcopy(as_mapping(qconfig))
+    mapping.report = None
     for name, entry in names.items():
         mapping.set_module_name(name, entry)
     return mapping

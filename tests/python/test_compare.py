@@ -8,9 +8,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from torch import nn
 
 import torchquant as tq
+from torchquant import cli
 from torchquant.agreement import layer_agreement
 
 
@@ -292,9 +294,87 @@ def test_wrong_arguments_are_refused_before_anything_runs(net):
         tq.compare(model, prepared, x)
     with pytest.raises(ValueError, match="compare: batches is empty"):
         tq.compare(model, prepared, [])
-    with pytest.raises(ValueError, match="run torchquant.calibrate first"):
+    with pytest.raises(ValueError, match="compare: the model is not calibrated, run torchquant.calibrate first"):
         tq.compare(model, tq.prepare(model, x, tq.qconfigs.int8_static()), [x])
     with pytest.raises(ValueError, match="give prepared= only beside a converted one"):
         tq.compare(model, prepared, [x], prepared=prepared)
     with pytest.raises(RuntimeError, match="compare: batch 1 does not run"):
         tq.compare(model, prepared, [x, x[:, :2]])
+
+
+# ---- TorchScript and the command line
+
+
+@pytest.fixture(scope="module")
+def files(net, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    model, x, prepared, quantized = net
+    torch.jit.trace(model, x).save(str(folder / "float.pt"))
+    tq.trace(prepared, x).save(str(folder / "prepared.pt"))
+    quantized.save(folder / "model.pt")
+    torch.save([x, x[:2]], folder / "inputs.pt")
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+
+def test_scripts_give_the_errors_of_the_models_that_they_were_made_of(net, files):
+    model, x, prepared, quantized = net
+    script = {name: torch.jit.load(str(files / f"{name}.pt")).eval() for name in ("float", "prepared")}
+    from_scripts = tq.compare(script["float"], quantized, [x], prepared=script["prepared"])
+    from_models = tq.compare(model, quantized, [x], prepared=prepared)
+    rows = {row.layer: row for row in from_scripts.rows}
+    places = {f"activation_fake_quants.{name}" for name in ("x", "relu", "relu_2", "mean")}
+    assert set(rows) == {"conv1", "bn", "conv2", "fc", "ln", "head"} | places
+    for ours, theirs in (("activation_fake_quants.relu", "relu"), ("conv2", "conv2"), ("ln", "ln"), ("head", "head")):
+        expected = from_models.row(theirs)
+        assert rows[ours].prepared.errors.sqnr_db == pytest.approx(expected.prepared.errors.sqnr_db)
+        assert rows[ours].clipped_rate == expected.clipped_rate
+        assert rows[ours].converted.errors.count == expected.converted.errors.count
+    assert rows["conv1"].kind == "Conv2d"
+    assert from_scripts.remarks == []
+
+
+def test_compare_on_the_command_line(files, tmp_path):
+    result = run("compare", files / "float.pt", files / "prepared.pt", "--inputs", files / "inputs.pt")
+    assert result.exit_code == 0, result.output
+    assert "No layer falls below 15 dB" in result.stdout
+    result = run("compare", files / "float.pt", files / "model.pt", "--prepared", files / "prepared.pt", "--inputs", files / "inputs.pt",
+                 "--json", "--plot", "conv1", tmp_path / "conv1.svg")  # fmt: skip
+    report = json.loads(result.stdout)
+    assert report["batches"] == 2 and report["first_bad"] is None
+    rows = {row["layer"]: row for row in report["rows"]}
+    assert rows["head"]["converted"]["sqnr_db"] > 20 and rows["conv1"]["converted"] is None
+    assert (tmp_path / "conv1.svg").exists()
+
+
+def test_a_converted_file_alone_has_the_layers_that_end_in_floats(files):
+    result = run("compare", files / "float.pt", files / "model.pt", "--inputs", files / "inputs.pt", "--json")
+    report = json.loads(result.stdout)
+    assert {row["layer"] for row in report["rows"] if row["converted"]} == {"fc", "head"}
+    assert report["remarks"] == ["only the outputs of layers with weights are compared: give the prepared file for the rest"]
+
+
+def test_a_bad_layer_is_named_on_the_command_line(net, files, tmp_path):
+    model, x, _, _ = net
+    script = tq.trace(calibrated(model, x), x)
+    dict(script.named_buffers())["conv2.weight_fake_quant.scale"].mul_(150)
+    script.save(str(tmp_path / "broken.pt"))
+    result = run("compare", files / "float.pt", tmp_path / "broken.pt", "--inputs", files / "inputs.pt", "--json")
+    assert json.loads(result.stdout)["first_bad"] == "conv2"
+
+
+def test_mistakes_on_the_command_line_are_one_sentence(files, tmp_path):
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    sound = files / "float.pt", files / "prepared.pt"
+    for arguments, message in (
+        ((tmp_path / "junk.pt", files / "prepared.pt", "--inputs", files / "inputs.pt"), "is not a TorchScript file that can be read"),
+        ((files / "float.pt", files / "float.pt", "--inputs", files / "inputs.pt"), "compare: quantized must come from torchquant.prepare"),
+        ((*sound, "--inputs", tmp_path / "junk.pt"), "is not a file of tensors that torch.save wrote"),
+        ((*sound, "--inputs", files / "inputs.pt", "--plot", "conw", "x.png"), "no layer 'conw'; nearest: 'conv"),
+    ):
+        result = run("compare", *arguments)
+        assert result.exit_code != 0
+        assert message in " ".join(result.stderr.split()) and "Traceback" not in result.stderr

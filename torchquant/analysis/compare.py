@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import math
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from torchquant import qconfigs
-from torchquant.analysis.comparison import Comparison, ComparedLayer
-from torchquant.analysis.layer_values import ConvertedValue, LayerValues, fake_quants_off, run_converted, run_layers
+from torchquant.analysis.comparison import ComparedLayer, Comparison
+from torchquant.analysis.layer_values import ConvertedValue, LayerValues, run_converted
+from torchquant.analysis.runs import Run, make_reference
 from torchquant.batches import checked_batches
+from torchquant.calibrate import check_calibrated
 from torchquant.fake_quantize import FakeQuantize
 from torchquant.functional import dequantize
-from torchquant.prepare import PreparedModel, prepare
+from torchquant.prepare import PreparedModel
 from torchquant.prepare.example_run import unpack
-from torchquant.prepare.quantized_parameter import recipe_of
 from torchquant.progress import ProgressBar
-from torchquant.qconfig import QConfigMapping, exactly
 from torchquant.quantized_model import QuantizedModel
 
 MIN_SQNR_DB = 15.0
@@ -36,7 +30,8 @@ def compare(float_model, quantized, batches, *, prepared=None, min_sqnr_db: floa
 
     Args:
         float_model: the model that was prepared, with its float weights.
-        quantized: what `prepare` made (calibrated) or what `convert` made.
+        quantized: what `prepare` made (calibrated) or what `convert` made. It may be the TorchScript that `trace` makes of a prepared
+            model if float_model is TorchScript too; layers are then those that have weights, and places those of fake-quants.
         batches: an iterable of tensors, tuples of arguments or dicts of keyword arguments, as for `calibrate`.
         prepared: beside a converted `quantized`, the prepared model that it was made of. It brings the prepared columns, and the
             scales of those integers that a converted file alone does not tell (pools and tables).
@@ -52,63 +47,55 @@ def compare(float_model, quantized, batches, *, prepared=None, min_sqnr_db: floa
         comparing = None
         for index, batch in enumerate(batches):
             args, kwargs = unpack(batch, f"compare: batch {index}")
-            comparing = comparing or _Comparing(float_model, prepared, converted, batch, args, kwargs)
             try:
+                if comparing is None:
+                    reference = make_reference(float_model, prepared, converted, batch, args, kwargs)
+                    comparing = _Comparing(reference, None if prepared is None else Run(prepared, True), converted)
                 comparing.add(args, kwargs)
             except Exception as error:  # a model's own limit, whatever it raises
                 raise RuntimeError(f"compare: batch {index} does not run: {error}") from error
             bar.advance()
-    return Comparison(list(comparing.rows.values()), min_sqnr_db, comparing.remarks)
+    return Comparison(list(comparing.rows.values()), min_sqnr_db, comparing.reference.remarks)
 
 
 def _sorted_out(float_model, quantized, prepared):
     """(converted, prepared), either of which may be None."""
     if not isinstance(float_model, nn.Module) or isinstance(float_model, (PreparedModel, QuantizedModel)):
         raise TypeError(f"compare: float_model must be the float torch.nn.Module, got {type(float_model).__name__}")
-    if not isinstance(quantized, (PreparedModel, QuantizedModel)):
+    if not (_is_prepared(quantized) or isinstance(quantized, QuantizedModel)):
         raise TypeError(f"compare: quantized must come from torchquant.prepare or torchquant.convert, got {type(quantized).__name__}")
-    if prepared is not None and not isinstance(prepared, PreparedModel):
+    if prepared is not None and not _is_prepared(prepared):
         raise TypeError(f"compare: prepared must come from torchquant.prepare, got {type(prepared).__name__}")
-    if isinstance(quantized, PreparedModel):
+    if _is_prepared(quantized):
         if prepared is not None:
             raise ValueError("compare: quantized is a prepared model already; give prepared= only beside a converted one")
         quantized, prepared = None, quantized
     if prepared is not None:
-        waiting = [name for name, m in prepared.named_modules() if isinstance(m, FakeQuantize) and not (m.fake_quant_enabled and m.observed)]
-        if waiting:
-            raise ValueError(f"compare: the prepared model does not quantize yet, run torchquant.calibrate first ({waiting[0]} waits)")
+        check_calibrated(prepared, "compare")
     return quantized, prepared
 
 
-@dataclass
-class _Reference:
-    """A model that computes what the float model computes, with the places of the fake-quants in it where possible."""
-
-    model: nn.Module
-    has_places: bool
-    remarks: list[str] = field(default_factory=list)
-
-    def run(self, args, kwargs) -> LayerValues:
-        with fake_quants_off(self.model):
-            return run_layers(self.model, args, kwargs)
+def _is_prepared(model) -> bool:
+    if isinstance(model, torch.jit.ScriptModule):
+        return any(module.original_name == "FakeQuantize" for module in model.modules())
+    return isinstance(model, PreparedModel)
 
 
 class _Comparing:
     """The running sums of one comparison."""
 
-    def __init__(self, float_model, prepared, converted, batch, args, kwargs):
-        self.prepared, self.converted = prepared, converted
-        self.reference = _make_reference(float_model, prepared, converted, batch, args, kwargs)
-        self.remarks = self.reference.remarks
-        self.names = _names_of_places(self.reference.model if self.reference.has_places else prepared)
+    def __init__(self, reference: Run, prepared: Run | None, converted: QuantizedModel | None):
+        self.reference, self.prepared, self.converted = reference, prepared, converted
         self.rows: dict[str, ComparedLayer] = {}
+        self.fake_quants = {}  # of the prepared model, by place
         self.converted_places: dict[str, str] = {}  # layer of a receipt row -> the key of the value that its op gives
 
     def add(self, args, kwargs) -> None:
-        reference = self.reference.run(args, kwargs)
-        quantized = run_layers(self.prepared, args, kwargs) if self.prepared is not None else None
-        structure = reference if self.reference.has_places else quantized
-        behind = {layer: place for place, layer in structure.layer_of_place.items()} if structure else {}
+        reference = self.reference(args, kwargs)
+        quantized = self.prepared(args, kwargs) if self.prepared is not None else None
+        self.fake_quants = quantized.fake_quants if quantized is not None else {}
+        structure = reference if self.reference.places or quantized is None else quantized
+        behind = {layer: place for place, layer in structure.layer_of_place.items()}
         if not self.rows:
             self._make_rows(reference, structure, behind)
         simulated = self._add_prepared(reference, quantized, behind) if quantized else {}
@@ -116,18 +103,16 @@ class _Comparing:
             self._add_converted(args, kwargs, reference, simulated, behind)
 
     def _make_rows(self, reference, structure, behind):
-        modules = dict(self.reference.model.named_modules())
-        for key in structure.order if structure else reference.order:
+        names, has_conv1d = self.reference.names_of_places(), self.reference.has_conv1d
+        for key in structure.order:
+            path, _, call = key.partition("#")
             if key in reference.layers:
-                module = modules.get(key.split("#")[0])
-                self.rows[key] = ComparedLayer(key, key, _class_name(module), behind.get(key))
+                self.rows[key] = ComparedLayer(key, key, self.reference.kind_of(path), behind.get(key))
             elif key in reference.places and key not in structure.layer_of_place:
-                path, _, call = key.partition("#")
-                name = self.names.get(path, path)
+                name = names.get(path, path)
                 self.rows[key] = ComparedLayer(key, f"{name} (call {call})" if call else name, "operation", key)
         for key, row in self.rows.items():
-            value = _float_value(reference, key)
-            row.start_histogram(value, modules.get(key.split("#")[0]), any(isinstance(m, nn.Conv1d) for m in modules.values()))
+            row.start_histogram(_float_value(reference, key), has_conv1d)
 
     def _add_prepared(self, reference, quantized, behind) -> dict[str, Tensor]:
         """Compares the prepared model; gives its values for the converted one to be compared with."""
@@ -219,8 +204,8 @@ class _Comparing:
                 row.converted_note = f"inside a fused op that ends at {self.rows[inside[0]].layer}" if inside else otherwise
 
     def _qparams(self, result: ConvertedValue):
-        if result.row is not None and self.prepared is not None:
-            fake_quant = self.prepared.get_submodule(result.row["output"])
+        fake_quant = self.fake_quants.get(result.row["output"]) if result.row is not None else None
+        if fake_quant is not None:
             return fake_quant.scale.detach().to(result.result.device), fake_quant.zero_point.detach().to(result.result.device)
         return (result.scale, result.zero_point) if result.scale is not None else (None, None)
 
@@ -238,11 +223,6 @@ def _distance(value: Tensor, expected: Tensor) -> float:
     return float((value.reshape(expected.shape) - expected.to(value.device)).square().sum())
 
 
-def _class_name(module: nn.Module) -> str:
-    recipe = recipe_of(module)
-    return (recipe.base if recipe else type(module)).__name__
-
-
 def _codes(fake_quant: FakeQuantize, x: Tensor) -> Tensor:
     spec = fake_quant.spec
     return torch.ops.torchquant.quantize(
@@ -257,46 +237,3 @@ def _fake_quantized(fake_quant: FakeQuantize, x: Tensor) -> Tensor:
         x, fake_quant.scale.detach(), fake_quant.zero_point.detach(), axis=spec.axis, group_size=spec.group_size,
         quant_min=spec.quant_min, quant_max=spec.quant_max,
     )  # fmt: skip
-
-
-def _make_reference(float_model, prepared, converted, batch, args, kwargs) -> _Reference:
-    """The prepared model's structure with the float model's weights and every fake-quant off, if that computes the same; otherwise
-    the float model itself, whose values exist at modules alone."""
-    try:
-        twin = copy.deepcopy(prepared) if prepared is not None else prepare(float_model, batch, _mapping_of(converted, float_model))
-        twin.load_state_dict(float_model.state_dict(), strict=False)
-        reference = _Reference(twin, True)
-        ours, theirs = reference.run(args, kwargs).output, run_layers(float_model, args, kwargs).output
-        if _same(ours, theirs):
-            return reference
-        remark = "the prepared model with float_model's weights does not compute what float_model computes"
-    except (RuntimeError, ValueError, TypeError) as error:
-        remark = str(error).strip().splitlines()[0]
-    remark = f"only the outputs of modules are compared, because float_model is not the model that was prepared: {remark}"
-    return _Reference(float_model, False, [remark])
-
-
-def _mapping_of(converted: QuantizedModel, float_model: nn.Module) -> QConfigMapping:
-    """A QConfigMapping that puts fake-quants where those of the converted model stood."""
-    paths = {path for path, _ in float_model.named_modules()}
-    mapping = QConfigMapping(qconfigs.int8_static())
-    presets = {"quantized_linear_dynamic": qconfigs.int8_dynamic(), "quantized_linear_weight_only": qconfigs.int8_weight_only()}
-    for row in converted.receipt.rows:
-        kernel = row["kernel"].split("/")[0]
-        if row["layer"] in paths and (not kernel or kernel in presets):
-            mapping.set_module_name(exactly(row["layer"]), presets.get(kernel))
-    return mapping
-
-
-def _same(ours, theirs) -> bool:
-    ours = [leaf for leaf in pytree.tree_leaves(ours) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    theirs = [leaf for leaf in pytree.tree_leaves(theirs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return len(ours) == len(theirs) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(1.0, float(b.abs().max())), equal_nan=True) for a, b in zip(ours, theirs)
-    )
-
-
-def _names_of_places(model) -> dict[str, str]:
-    """Path of a fake-quant -> what prepare called the tensor that it stands for."""
-    report = getattr(model, "torchquant_report", None)
-    return {row["fake_quant"]: row["name"] for row in report.rows if row["role"] == "activation" and row["fake_quant"]} if report else {}

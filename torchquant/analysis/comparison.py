@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchquant import _C
 from torchquant.errors import no_such_layer
@@ -121,8 +121,8 @@ class ComparedLayer:
     histogram: HistogramObserver | None = None  # of the float values, one per channel
     channels: int = 0
 
-    def start_histogram(self, value: Tensor, module: nn.Module | None, has_conv1d: bool) -> None:
-        axis = channel_axis(value, module, has_conv1d)
+    def start_histogram(self, value: Tensor, has_conv1d: bool) -> None:
+        axis = channel_axis(value, has_conv1d)
         self.channels = value.size(axis) if value.dim() > 1 else 0
         spec = QuantSpec.activation(axis=axis if self.channels else None, observer="mse", bins=_HISTOGRAM_BINS)
         self.histogram = make_observer(spec).to(value.device)
@@ -181,10 +181,9 @@ class ComparedLayer:
         return grid, np.stack([_on_grid(np.asarray(edges), values.numpy(), grid) for edges, values in histogram_of(self.histogram)])
 
 
-def channel_axis(value: Tensor, module: nn.Module | None, has_conv1d: bool) -> int:
+def channel_axis(value: Tensor, has_conv1d: bool) -> int:
     """Images have channels in dimension 1, and so have three-dimensional values in a model with 1-d convolutions; else the last."""
-    convolves = isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)) or has_conv1d
-    return 1 if value.dim() == 4 or (value.dim() == 3 and convolves) else -1
+    return 1 if value.dim() == 4 or (value.dim() == 3 and has_conv1d) else -1
 
 
 def representable_range(fake_quant) -> tuple[float, float]:

@@ -42,7 +42,7 @@ def static_fake_quants(model: nn.Module) -> dict[str, FakeQuantize]:
     }
 
 
-class _Origins(Origins):
+class LayerOrigins(Origins):
     """Also knows which layer gave a tensor, which place a tensor is, and which weights are computed with which places."""
 
     def __init__(self):
@@ -54,28 +54,32 @@ class _Origins(Origins):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        if result is not None and not self._moved(result):
-            self._note_readers([leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)])
+        if isinstance(result, Tensor) and result._cdata not in self.sources:
+            self._note_readers(func, args, kwargs or {}, result)
         for argument, value in zip(func._schema.arguments, args):
             if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
                 self.made_by.pop(value._cdata, None)  # F.relu(x, inplace=True): no longer what the layer gave
         return result
 
-    def _moved(self, result) -> bool:
-        return any(isinstance(leaf, Tensor) and leaf._cdata in self.sources for leaf in pytree.tree_leaves(result))
-
-    def _note_readers(self, tensors: list[Tensor]) -> None:
+    def _note_readers(self, func, args, kwargs, result) -> None:
+        tensors = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
         layers = [layer for tensor in tensors for layer in self.weights.get(tensor.data_ptr(), ())]
-        for tensor in tensors if layers else ():
-            for origin in self.of(tensor):
-                if origin._cdata in self.place_of:
-                    self.readers.setdefault(self.place_of[origin._cdata], {}).update(dict.fromkeys(layers))
+        if not layers:
+            return
+        for position, tensor in enumerate(args):
+            places = {self.place_of[o._cdata] for o in self.of(tensor) if o._cdata in self.place_of} if isinstance(tensor, Tensor) else ()
+            for place in places:
+                self.readers.setdefault(place, {}).update(dict.fromkeys(layers))
+                self.layer_read(place, layers, position, func, args, kwargs, result)
+
+    def layer_read(self, place, layers, position, func, args, kwargs, result) -> None:
+        """The op `func` of `layers` computed `result` from the tensor at `place`, its argument at `position`; for who wants to measure."""
 
 
 class _Recorder:
     """Forward hooks on every module that write a LayerValues."""
 
-    def __init__(self, model: nn.Module, origins: _Origins):
+    def __init__(self, model: nn.Module, origins: LayerOrigins):
         self.values, self.origins = LayerValues(), origins
         self.calls: Counter[str] = Counter()
         self.running: list[list] = []  # [path, whether a module ran inside]
@@ -138,9 +142,9 @@ class _Recorder:
         return stand
 
 
-def run_layers(model: nn.Module, args: tuple, kwargs: dict) -> LayerValues:
+def run_layers(model: nn.Module, args: tuple, kwargs: dict, origins: LayerOrigins | None = None) -> LayerValues:
     """Runs the model in eval mode as it is, its fake-quants on or off, and notes every value."""
-    origins = _Origins()
+    origins = origins or LayerOrigins()
     recorder = _Recorder(model, origins)
     try:
         with evaluating(model), torch.inference_mode(), without_fused_attention(), origins:

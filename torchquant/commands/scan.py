@@ -23,7 +23,7 @@ _BUDGETS = ("max_latency_ms", "max_size_mb", "max_accuracy_drop")
 _TARGET = "MODULE:NAME"
 
 
-@click.command()
+@click.command(short_help="Which layers quantization hurts, and a precision for each.")
 @click.argument("prepared", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.argument("inputs", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--model", metavar=_TARGET, help="A torch.nn.Module, or a function that returns one.")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from torchquant.analysis.layer_values import static_fake_quants
-from torchquant.calibrate import finish_calibration
+from torchquant.calibrate import check_calibrated, finish_calibration
 from torchquant.errors import nearest
 from torchquant.fake_quantize import FakeQuantize
 from torchquant.files import write_text
@@ -37,9 +37,7 @@ def save_calibration(prepared: nn.Module, path: str | os.PathLike) -> None:
     fake_quants = static_fake_quants(prepared)
     if not fake_quants:
         raise ValueError("save_calibration: no activation of this model has a range to calibrate (dynamic or weight-only QConfig)")
-    waiting = [name for name, fake_quant in fake_quants.items() if not (fake_quant.observed and fake_quant.fake_quant_enabled)]
-    if waiting:
-        raise ValueError(f"save_calibration: the model is not calibrated, run torchquant.calibrate first ({waiting[0]} has no range)")
+    check_calibrated(prepared, "save_calibration")
     body = {"model": _fingerprint(prepared), "ranges": {name: _state(fake_quant) for name, fake_quant in fake_quants.items()}}
     document = {"format": FORMAT, "version": VERSION, "sha256": _digest(body), **body}
     write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")

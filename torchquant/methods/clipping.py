@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchquant.analysis.comparison import channel_axis, clipped_mask, representable_range
 from torchquant.analysis.layer_values import fake_quants_off, run_layers
 from torchquant.batches import checked_batches
+from torchquant.calibrate import check_calibrated
 from torchquant.fake_quantize import FakeQuantize
 from torchquant.observers import make_observer
 from torchquant.prepare import PreparedModel
@@ -57,11 +58,12 @@ class ClippedTensor:
         readers = ", ".join(self.layers) or "its readers"
         if self.outlier_channels:
             few = len(self.outlier_channels) <= max(1, len(self.absmax_per_channel) // 10)
-            remedy = f"split them with split_outlier_channels, or keep {readers} float" if few else f"equalize the channels, or keep {readers} float"
+            remedy = f"{'split them with split_outlier_channels' if few else 'equalize the channels'}, or keep {readers} float"
             shown = ", ".join(map(str, self.outlier_channels[:5])) + (", ..." if len(self.outlier_channels) > 5 else "")
             return f"channels {shown} reach {self.outlier_ratio:.0f} times the median channel's magnitude: {remedy}"
         if self.clipped_rate > CLIPPED_SHARE:
-            return f"{self.clipped_rate:.1%} of the values are cut: calibrate on data like these, or choose the observer min_max for {readers}"
+            share = f"{self.clipped_rate:.1%} of the values are cut"
+            return f"{share}: calibrate on data like these, or choose the observer min_max for {readers}"
         return ""
 
     def to_dict(self) -> dict:
@@ -140,9 +142,7 @@ def clipping_report(prepared: nn.Module, batches, *, outlier_factor: float = OUT
         raise TypeError(f"clipping_report: expected a model that torchquant.prepare returned, got {type(prepared).__name__}")
     if not outlier_factor >= 1:
         raise ValueError(f"clipping_report: outlier_factor must be at least 1, got {outlier_factor!r}")
-    waiting = [name for name, m in prepared.named_modules() if isinstance(m, FakeQuantize) and not (m.fake_quant_enabled and m.observed)]
-    if waiting:
-        raise ValueError(f"clipping_report: the model is not calibrated, run torchquant.calibrate first ({waiting[0]} has no range)")
+    check_calibrated(prepared, "clipping_report")
     batches, total = checked_batches(batches, "clipping_report")
     has_conv1d = any(isinstance(module, nn.Conv1d) for module in prepared.modules())
     tensors: dict[str, _Tensor] = {}
@@ -176,7 +176,7 @@ class _Tensor:
 
     def add(self, value: Tensor) -> None:
         self.all_values.to(value.device)(value)
-        axis = channel_axis(value, None, self.has_conv1d)
+        axis = channel_axis(value, self.has_conv1d)
         channels = self.channels.setdefault((axis, value.size(axis)), _Channels(axis, value.device))
         channels.observer(value)
         clipped = clipped_mask(value, self.fake_quant).movedim(axis, 0).flatten(1).sum(1)
