@@ -8,6 +8,8 @@
 #include "archive/archive.h"
 #include "archive/receipt.h"
 #include "convert/convert.h"
+#include "convert/layer_pairs.h"
+#include "convert/sensitivity.h"
 #include "nn/fake_quantize.h"
 #include "nn/layers.h"
 #include "nn/trace.h"

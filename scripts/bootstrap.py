@@ -25,6 +25,8 @@ MODULES = {"scikit-learn": "sklearn", "nlohmann-json": "nlohmann_json", "PyYAML"
 TOOLS = {"cmake", "ninja"}
 # Packages that only some tests use, which say that they were skipped: not every torch has a torchvision.
 OPTIONAL = {"torchvision"}
+# Programs that only some tests use, by the name of Debian's package, and the names under which they may be here already.
+OPTIONAL_PROGRAMS = {"chromium": ("chromium", "chromium-browser", "google-chrome")}
 
 
 def compiler_sees(header: str) -> bool:
@@ -52,20 +54,30 @@ def missing_system_packages(target: str, python: str, needs_venv: bool) -> list[
     return [package for package, found in present.items() if not found]
 
 
+def missing_programs(target: str) -> list[str]:
+    """Packages of programs that tests can do without."""
+    if target != "test":
+        return []
+    return [package for package, names in OPTIONAL_PROGRAMS.items() if not any(map(shutil.which, names))]
+
+
 def install_system_packages(target: str, python: str, needs_venv: bool) -> None:
-    missing = missing_system_packages(target, python, needs_venv)
-    if not missing:
+    missing, optional = missing_system_packages(target, python, needs_venv), missing_programs(target)
+    if not missing and not optional:
         return
     as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
     allowed = not as_root or (shutil.which("sudo") and subprocess.run([*as_root, "true"], capture_output=True).returncode == 0)
     if shutil.which("apt-get") and allowed:
-        print(f"Installing system packages: {' '.join(missing)}", flush=True)
+        print(f"Installing system packages: {' '.join(missing + optional)}", flush=True)
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         subprocess.run([*as_root, "apt-get", "update"], env=environment)
-        subprocess.run([*as_root, "apt-get", "install", "-y", "--no-install-recommends", *missing], env=environment)
-        missing = missing_system_packages(target, python, needs_venv)
+        for packages in filter(None, (missing, optional)):  # apart: an optional one that fails must not keep the others away
+            subprocess.run([*as_root, "apt-get", "install", "-y", "--no-install-recommends", *packages], env=environment)
+        missing, optional = missing_system_packages(target, python, needs_venv), missing_programs(target)
         if missing == ["python3-dev"] and not needs_venv:
             raise SystemExit(f"Python.h of {python} is missing, and it is not Debian's python3: install its headers.")
+    if optional:
+        print(f"Without {', '.join(optional)} some tests will be skipped: sudo apt-get install -y {' '.join(optional)}", flush=True)
     if missing:
         raise SystemExit(f"System packages are missing. Run this, then call make again:\n"
                          f"  sudo apt-get install -y {' '.join(missing)}")

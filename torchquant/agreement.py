@@ -60,15 +60,16 @@ def layer_agreement(prepared: torch.nn.Module, quantized: QuantizedModel, inputs
     return comparison.rows
 
 
-class _Reference(TorchDispatchMode):
-    """Runs the fake-quantized model and notes, for each static activation fake-quant, the codes of the tensors that it stands for."""
+class Origins(TorchDispatchMode):
+    """Follows values that are only moved (reshaped, pooled by maximum, concatenated) back to the tensors that were computed.
+
+    To be used in inference mode, because views that autograd knows about are not the tensors that the dispatcher saw.
+    """
 
     def __init__(self):
         super().__init__()
         self.sources: dict[int, list[torch.Tensor]] = {}  # of a moved tensor: what it was made of
         self.alive: list = []  # so that no two tensors share an address
-        self.codes: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self.qparams: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -79,23 +80,32 @@ class _Reference(TorchDispatchMode):
                 self.alive.append((moved, sources))
         return result
 
+    def of(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        sources = self.sources.get(tensor._cdata)
+        if sources is None:
+            return [tensor]
+        return [origin for source in sources for origin in self.of(source)]
+
+
+class _Reference(Origins):
+    """Runs the fake-quantized model and notes, for each static activation fake-quant, the codes of the tensors that it stands for."""
+
+    def __init__(self):
+        super().__init__()
+        self.codes: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.qparams: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
     def watch(self, path: str):
         def hook(fake_quant, args):
             spec = fake_quant.spec
             self.qparams[path] = (fake_quant.scale, fake_quant.zero_point)
-            for origin in self._origins(args[0]):
+            for origin in self.of(args[0]):
                 codes = torch.ops.torchquant.quantize(
                     origin, fake_quant.scale, fake_quant.zero_point,
                     dtype=spec.dtype, quant_min=spec.quant_min, quant_max=spec.quant_max)  # fmt: skip
                 self.codes[path].append(codes)
 
         return hook
-
-    def _origins(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        sources = self.sources.get(tensor._cdata)
-        if sources is None:
-            return [tensor]
-        return [origin for source in sources for origin in self._origins(source)]
 
 
 def _run_reference(trace: Trace) -> _Reference:
@@ -106,7 +116,6 @@ def _run_reference(trace: Trace) -> _Reference:
         if isinstance(module, FakeQuantize) and not module.spec.dynamic and module.spec.axis is None
     ]
     try:
-        # Inference mode, because views that autograd knows about are not the tensors that the dispatcher saw.
         with torch.inference_mode(), reference:
             trace.run_model(trace.inputs)
     finally:
@@ -115,17 +124,21 @@ def _run_reference(trace: Trace) -> _Reference:
     return reference
 
 
-class _Comparison(TorchDispatchMode):
-    """Watches the converted model's ops in the order of the receipt, compares each result and passes the expected one on."""
+class ReceiptWatch(TorchDispatchMode):
+    """Watches a converted model's ops in the order of its receipt. `entered` and `computed` see each result and give the tensor
+    that is passed on in its place."""
 
-    def __init__(self, receipt_rows: list[dict], reference: _Reference):
+    def __init__(self, receipt_rows: list[dict]):
         super().__init__()
         self.pending = [row for row in receipt_rows if row["kernel"]]
-        self.codes = reference.codes
-        self.entries = [  # what a quantize may write: taken before the comparison consumes the lists
-            (path, *reference.qparams[path], tensor) for path, tensors in reference.codes.items() for tensor in tensors
-        ]
-        self.rows: list[LayerAgreement] = []
+
+    def entered(self, scale: torch.Tensor, zero_point: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        """Floats became codes."""
+        return result
+
+    def computed(self, row: dict, result: torch.Tensor, func, kwargs: dict) -> torch.Tensor:
+        """The layer of a receipt row was computed."""
+        return result
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.torchquant.quantized_island.default:
@@ -133,19 +146,38 @@ class _Comparison(TorchDispatchMode):
                 return func.decompose(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.torchquant.quantize.default:
-            return self._expected_entry(args[1], args[2], result)
-        if not self.pending or not _is_kernel_of(func, self.pending[0]):
+            return self.entered(args[1], args[2], result)
+        if not self.pending or not _is_kernel_of(func, self.pending[0], result):
             return result
         row = self.pending.pop(0)
         while self.pending and "merged" in self.pending[0]["fused"]:  # computed by this very op; its results are floats
             self.pending.pop(0)
+        return self.computed(row, result, func, kwargs or {})
+
+    def check_complete(self) -> None:
+        if self.pending:
+            raise RuntimeError(f"layer_agreement: no op ran for these receipt rows: {', '.join(row['layer'] for row in self.pending)}")
+
+
+class _Comparison(ReceiptWatch):
+    """Compares each result with the fake-quantized model's and passes the expected one on."""
+
+    def __init__(self, receipt_rows: list[dict], reference: _Reference):
+        super().__init__(receipt_rows)
+        self.codes = reference.codes
+        self.entries = [  # what a quantize may write: taken before the comparison consumes the lists
+            (path, *reference.qparams[path], tensor) for path, tensors in reference.codes.items() for tensor in tensors
+        ]
+        self.rows: list[LayerAgreement] = []
+
+    def computed(self, row, result, func, kwargs):
         if row["output"] is None:
             return result
         expected = self._take_expected(row, result)
         self._record(row["layer"], result, expected)
         return torch.empty_like(result).copy_(expected)  # in the memory format of the kernel's own result
 
-    def _expected_entry(self, scale: torch.Tensor, zero_point: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    def entered(self, scale, zero_point, result):
         """Where floats become codes, the drift of earlier layers would enter: the fake-quantized model's codes take their place."""
         fitting = [
             (path, codes.reshape(result.shape))
@@ -173,13 +205,13 @@ class _Comparison(TorchDispatchMode):
         nearest = min(fitting, key=lambda i: int((_difference(result, codes[i].reshape(result.shape)) > 0).sum()))
         return codes.pop(nearest).reshape(result.shape)
 
-    def check_complete(self) -> None:
-        if self.pending:
-            raise RuntimeError(f"layer_agreement: no op ran for these receipt rows: {', '.join(row['layer'] for row in self.pending)}")
 
-
-def _is_kernel_of(func, row: dict) -> bool:
-    return func.namespace == "torchquant" and row["kernel"].split("/")[0] == func._schema.name.split("::")[1]
+def _is_kernel_of(func, row: dict, result) -> bool:
+    kernel, backend = row["kernel"].split("/")
+    if func._schema.name.split("::")[1] != kernel:
+        return False
+    # A row of torch's own op (a concatenation) is of one on codes.
+    return not result.is_floating_point() if backend == func.namespace == "aten" else func.namespace == "torchquant"
 
 
 def _difference(result: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:

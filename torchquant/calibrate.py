@@ -1,26 +1,13 @@
 """Calibration: runs a prepared model over batches, so that its observers see the range of every tensor."""
 
-import itertools
-import time
-from collections.abc import Mapping
-
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
+from .batches import checked_batches, run_model
 from .fake_quantize import FakeQuantize
 from .prepare import PreparedModel
-from .prepare.example_run import evaluating, unpack
+from .prepare.example_run import evaluating
 from .prepare.quantized_parameter import weight_fake_quants
-
-_BAR_AFTER_SECONDS = 2.0
-_NONE = object()
+from .progress import ProgressBar
 
 
 def calibrate(prepared, batches):
@@ -32,7 +19,7 @@ def calibrate(prepared, batches):
     """
     if not isinstance(prepared, PreparedModel):
         raise TypeError(f"calibrate: expected a model that torchquant.prepare returned, got {type(prepared).__name__}")
-    batches, total = _checked(batches)
+    batches, total = checked_batches(batches, "calibrate")
     fake_quants = named_fake_quants(prepared).values()
     flags = [fake_quant.get_extra_state() for fake_quant in fake_quants]
     try:
@@ -44,31 +31,16 @@ def calibrate(prepared, batches):
         raise
 
 
-def _checked(batches):
-    """(the batches, how many there are if they say so), once there is a first one and they are no single batch."""
-    if batches is None or isinstance(batches, (torch.Tensor, Mapping, str)):
-        raise TypeError(
-            f"calibrate: batches must be an iterable of batches, such as a list or a DataLoader, got a {type(batches).__name__}; "
-            "put a single batch into a list"
-        )
-    total = len(batches) if hasattr(batches, "__len__") else None
-    batches = iter(batches)
-    first = next(batches, _NONE)
-    if first is _NONE:
-        raise ValueError("calibrate: batches is empty; give at least one batch of typical inputs")
-    return itertools.chain([first], batches), total
-
-
 def _observe(prepared, fake_quants, batches, total):
     for fake_quant in fake_quants:
         fake_quant.enable_observer(True)
         fake_quant.enable_fake_quant(False)
         if fake_quant.observer is not None:
             fake_quant.observer.nonfinite_count.zero_()  # those of an earlier, refused call
-    with evaluating(prepared), torch.no_grad(), _Bar(total) as bar:
+    with evaluating(prepared), torch.no_grad(), ProgressBar("calibrating", total) as bar:
         for index, batch in enumerate(batches):
-            _run(prepared, index, batch)
-            bar.advance(index + 1)
+            run_model(prepared, index, batch, "calibrate")
+            bar.advance()
 
 
 def finish_calibration(prepared):
@@ -91,46 +63,18 @@ def finish_calibration(prepared):
         fake_quant.enable_observer(fake_quant in followed and not fake_quant.spec.learnable)
 
 
+def check_calibrated(prepared, caller):
+    """Refuses a prepared model that does not quantize yet."""
+    fake_quants = named_fake_quants(prepared).items()
+    waiting = [name for name, fake_quant in fake_quants if not (fake_quant.fake_quant_enabled and fake_quant.observed)]
+    if waiting:
+        raise ValueError(f"{caller}: the model is not calibrated, run torchquant.calibrate first ({waiting[0]} has no range)")
+
+
 def named_fake_quants(prepared):
     """Path -> fake-quant; one that several layers share stands under its first path."""
     return {name: module for name, module in prepared.named_modules() if isinstance(module, FakeQuantize)}
 
 
-def _run(prepared, index, batch):
-    args, kwargs = unpack(batch, f"calibrate: batch {index}")
-    try:
-        prepared(*args, **kwargs)
-    except Exception as error:
-        hint = "; a tuple is the model's arguments: leave labels out of it" if len(args) > 1 else ""
-        raise RuntimeError(f"calibrate: the model does not run on batch {index}{hint}: {error}") from error
-
-
 def _list(names):
     return ", ".join(names)
-
-
-class _Bar:
-    """A progress bar for someone who is watching and would otherwise wait: on a terminal, from the third second on."""
-
-    def __init__(self, total):
-        self.total = total
-        self.console = Console(stderr=True)
-        self.started = time.monotonic()
-        self.progress = None
-
-    def __enter__(self):
-        return self
-
-    def advance(self, done):
-        if self.progress is None:
-            if not self.console.is_terminal or time.monotonic() - self.started < _BAR_AFTER_SECONDS:
-                return
-            columns = TextColumn("calibrating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            self.progress = Progress(*columns, console=self.console, transient=True)
-            self.task = self.progress.add_task("", total=self.total)
-            self.progress.start()
-        self.progress.update(self.task, completed=done)
-
-    def __exit__(self, *error):
-        if self.progress is not None:
-            self.progress.stop()

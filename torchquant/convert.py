@@ -6,6 +6,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from torchquant import _C
+from torchquant.progress import ProgressBar
 from torchquant.quantized_model import QuantizedModel
 from torchquant.receipt import Receipt
 from torchquant.tracing import Trace
@@ -37,20 +38,23 @@ def convert(
     model = convert_script(trace.script, on_fallback)
     model.checks = trace.checks
     model.argument_names, model.fixed_arguments = trace.argument_names, trace.fixed_arguments
-    for inputs, expected in reversed(trace.checked):  # the example's own drift is the one that stays
-        model.drift = _drift(expected, model.script(*inputs))
-        if model.drift["relative"] > max_drift:
-            raise RuntimeError(
-                f"convert: the converted model's outputs differ from the fake-quantized model's by {model.drift['relative']:.2g} "
-                f"of their norm, and max_drift allows {max_drift:g}; please report this"
-            )
+    with ProgressBar("checking the converted model", len(trace.checked)) as bar:
+        for inputs, expected in reversed(trace.checked):  # the example's own drift is the one that stays
+            model.drift = _drift(expected, model.script(*inputs))
+            if model.drift["relative"] > max_drift:
+                raise RuntimeError(
+                    f"convert: the converted model's outputs differ from the fake-quantized model's by {model.drift['relative']:.2g} "
+                    f"of their norm, and max_drift allows {max_drift:g}; please report this"
+                )
+            bar.advance()
     return model
 
 
 def convert_script(prepared: torch.jit.ScriptModule, on_fallback: str = "error") -> QuantizedModel:
     """The converter alone, on a prepared model that is TorchScript already."""
     check_on_fallback(on_fallback)
-    module, receipt_json = _C.convert(prepared._c, on_fallback)
+    with ProgressBar("converting"):
+        module, receipt_json = _C.convert(prepared._c, on_fallback)
     return QuantizedModel(torch.jit._recursive.wrap_cpp_module(module), Receipt.from_json(receipt_json))
 
 

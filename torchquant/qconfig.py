@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
+import copy
+import json
+import os
 import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 
 import torch
+import yaml
 from torch import nn
+
+from torchquant.errors import nearest
+from torchquant.files import write_text
 
 OBSERVERS = ("auto", "min_max", "moving_average", "percentile", "mse", "entropy")
 HISTOGRAM_OBSERVERS = ("percentile", "mse", "entropy")
+
+FILE_VERSION = 1  # of a saved QConfigMapping
 
 
 def _check(condition: bool, owner: str, argument: str, allowed: str, got) -> None:
@@ -144,7 +153,8 @@ def _check_keys(owner: str, values: Mapping, allowed: set[str], required: set[st
     if not isinstance(values, Mapping):
         raise TypeError(f"{owner}.from_dict: expected a dict, got {values!r}")
     if unknown := sorted(set(values) - allowed):
-        raise ValueError(f"{owner}.from_dict: unknown key {unknown[0]!r}; allowed: {', '.join(sorted(allowed))}")
+        meant = nearest(str(unknown[0]), sorted(allowed))
+        raise ValueError(f"{owner}.from_dict: unknown key {unknown[0]!r}; allowed: {', '.join(sorted(allowed))}; nearest: {meant}")
     if missing := sorted(required - set(values)):
         raise ValueError(f"{owner}.from_dict: key {missing[0]!r} is missing")
 
@@ -188,6 +198,8 @@ class QConfigMapping:
     default: QConfig | None = None
     _types: list[tuple[type, QConfig | None]] = field(default_factory=list, init=False)
     _names: list[tuple[str, QConfig | None]] = field(default_factory=list, init=False)
+    # What chose this mapping and why (torchquant.methods.choose_observers); no part of its value.
+    report: object = field(default=None, init=False, compare=False, repr=False)
 
     def __post_init__(self):
         _check_qconfig("QConfigMapping", self.default)
@@ -231,15 +243,16 @@ class QConfigMapping:
             if any(re.fullmatch(pattern, path) for path in modules):
                 continue
             paths = [path for path in modules if path]
-            nearest = difflib.get_close_matches(pattern.replace("\\", ""), paths, n=5, cutoff=0.3) or paths[:5]
+            meant = nearest(pattern.replace("\\", ""), paths) if paths else "none, the model has no submodules"
             raise ValueError(
                 f"QConfigMapping: the name {pattern!r} matches no module of {type(modules['']).__name__}; nearest: "
-                f"{', '.join(map(repr, nearest)) or 'none, the model has no submodules'}"
+                f"{meant}"
             )
 
     def to_dict(self) -> dict:
         """Plain values, for YAML and JSON; `from_dict` reads them."""
         return {
+            "version": FILE_VERSION,
             "default": self.default and self.default.to_dict(),
             "types": [{"type": _class_name(cls), "qconfig": qconfig and qconfig.to_dict()} for cls, qconfig in self._types],
             "names": [{"name": name, "qconfig": qconfig and qconfig.to_dict()} for name, qconfig in self._names],
@@ -247,7 +260,9 @@ class QConfigMapping:
 
     @classmethod
     def from_dict(cls, values: Mapping) -> QConfigMapping:
-        _check_keys("QConfigMapping", values, {"default", "types", "names"}, set())
+        _check_keys("QConfigMapping", values, {"version", "default", "types", "names"}, set())
+        version = values.get("version", FILE_VERSION)
+        _check(version == FILE_VERSION, "QConfigMapping.from_dict", "version", f"{FILE_VERSION}, which this torchquant reads", version)
         mapping = cls(_qconfig_from(values.get("default")))
         for entry in values.get("types", ()):
             _check_keys("QConfigMapping types", entry, {"type", "qconfig"}, {"type", "qconfig"})
@@ -257,12 +272,44 @@ class QConfigMapping:
             mapping.set_module_name(entry["name"], _qconfig_from(entry["qconfig"]))
         return mapping
 
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the mapping as YAML (.yaml, .yml) or JSON (.json), by the ending of `path`. `load` gives an equal mapping."""
+        if _format_of(path, "save") == "json":
+            text = json.dumps(self.to_dict(), indent=2) + "\n"
+        else:
+            text = yaml.safe_dump(self.to_dict(), sort_keys=False)
+        write_text(path, text)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> QConfigMapping:
+        """Reads what `save` wrote or a person wrote in that form. Module types must be imported already.
+
+        Raises ValueError, naming the file, for one that cannot be parsed, another version, or an unknown field (with the nearest
+        names); layer names are checked against a model when the mapping is used.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            values = json.loads(text) if _format_of(path, "load") == "json" else yaml.safe_load(text)
+        except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"QConfigMapping.load: {os.fspath(path)!r} cannot be parsed: {' '.join(str(error).split())}") from error
+        try:
+            return cls.from_dict(values)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"QConfigMapping.load: {os.fspath(path)!r}: {error}") from error
+
 
 _UNSET = object()  # None means "keep it float"
 
 
 def _first_set(*candidates):
     return next(candidate for candidate in candidates if candidate is not _UNSET)
+
+
+def _format_of(path: str | os.PathLike, caller: str) -> str:
+    ending = Path(path).suffix.lower()
+    allowed = "a name that ends in .yaml, .yml or .json"
+    _check(ending in (".yaml", ".yml", ".json"), f"QConfigMapping.{caller}", "path", allowed, os.fspath(path))
+    return "json" if ending == ".json" else "yaml"
 
 
 def _qconfig_from(values: Mapping | None) -> QConfig | None:
@@ -279,3 +326,17 @@ def as_mapping(qconfig: QConfig | QConfigMapping) -> QConfigMapping:
             f"{qconfig!r}"
         )
     return QConfigMapping(qconfig)
+
+
+def exactly(path: str) -> str:
+    """The name for `set_module_name` that matches this path alone."""
+    return re.escape(path)
+
+
+def with_entries(qconfig: QConfig | QConfigMapping, names: Mapping[str, QConfig | None]) -> QConfigMapping:
+    """A mapping that is `qconfig` and, with the last word, these names."""
+    mapping = copy.deepcopy(as_mapping(qconfig))
+    mapping.report = None
+    for name, entry in names.items():
+        mapping.set_module_name(name, entry)
+    return mapping

@@ -8,6 +8,7 @@ import os
 import torch
 
 from torchquant import _C
+from torchquant.progress import ProgressBar
 from torchquant.receipt import Receipt
 
 
@@ -66,7 +67,8 @@ class QuantizedModel(torch.nn.Module):
 
         A file that was there before is replaced only once the new one is whole.
         """
-        _C.save(self.script._c, self.receipt.to_json(), os.fspath(path))
+        with ProgressBar("saving"):
+            _C.save(self.script._c, self.receipt.to_json(), os.fspath(path))
 
     def packed_weights(self) -> list[dict]:
         """What the kernels of this machine packed for themselves since the file was loaded: a dict for each weight with ``buffer`` (its
@@ -104,5 +106,6 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Quantiz
     A file that is missing, damaged, foreign or of another format version raises one RuntimeError that says so, before anything
     of it is run.
     """
-    module, receipt_json = _C.load(os.fspath(path), torch.device(device))
+    with ProgressBar("loading"):
+        module, receipt_json = _C.load(os.fspath(path), torch.device(device))
     return QuantizedModel(torch.jit._recursive.wrap_cpp_module(module), Receipt.from_json(receipt_json))

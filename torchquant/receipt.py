@@ -14,7 +14,8 @@ class Receipt:
     """The rows that the converter wrote, one dict per layer:
 
     ``layer``, ``kind``, ``precision`` ("int8", "int4", "float"), ``kernel``, ``reason`` (why it stayed float), ``fused`` (what the
-    kernel took in besides the layer), ``inputs`` and ``output`` (paths of the activation fake-quants read and written).
+    kernel took in besides the layer), ``inputs`` and ``output`` (paths of the activation fake-quants read and written), ``fallback``
+    (it was asked to be quantized and stayed float).
     """
 
     def __init__(self, rows: list[dict]):
@@ -30,6 +31,10 @@ class Receipt:
     def summary(self) -> dict[str, int]:
         """Number of layers per precision: {"int8": 12, "float": 1}."""
         return dict(Counter(row["precision"] for row in self.rows))
+
+    def fallbacks(self) -> list[dict]:
+        """The rows of layers that were asked to be quantized and stayed float."""
+        return [row for row in self.rows if row["fallback"]]
 
     def table(self) -> Table:
         table = Table(title="Lowering receipt", caption=_summary_line(self.summary()))

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torchquant.fake_quantize import FakeQuantize
 from torchquant.prepare import PreparedModel, observe_weights
 from torchquant.prepare.example_run import evaluating, repeatable, unpack
+from torchquant.progress import ProgressBar
 
 
 def trace(prepared: torch.nn.Module, example_inputs, *, fixed_shapes: bool = False) -> torch.jit.ScriptModule:
@@ -38,14 +39,15 @@ class Trace:
         self.model = _evaluation_copy(prepared)
         # names of forward's positional arguments, and the values at which those that are no tensors are fixed
         self.argument_names, self.fixed_arguments = _arguments(self.model, args, kwargs)
-        self.inputs = _give_flat_interface(self.model, args, kwargs)
-        self.script = self._trace()
+        self.inputs = give_flat_interface(self.model, args, kwargs)
         self.checks: list[dict] = []  # what was compared or skipped, for the user
         self.checked: list[tuple] = []  # (inputs, what the model gives for them)
-        self._check("example_inputs", self.inputs, self.run_model(self.inputs), "holds data-dependent Python control flow or randomness")
-        if not fixed_shapes:
-            self._check_batch_size()
-            self._check_lengths()
+        with ProgressBar("tracing"):
+            self.script = self._trace()
+            self._check("example_inputs", self.inputs, self.run_model(self.inputs), "holds data-dependent Python control flow or randomness")
+            if not fixed_shapes:
+                self._check_batch_size()
+                self._check_lengths()
 
     def run_model(self, inputs: tuple):
         with torch.no_grad(), repeatable(), _without_fused_attention():
@@ -150,7 +152,7 @@ def _arguments(model: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[list[
     return [name for name, kind in kinds.items() if kind not in (*variadic, inspect.Parameter.KEYWORD_ONLY)], fixed
 
 
-def _give_flat_interface(model: torch.nn.Module, args: tuple, kwargs: dict) -> tuple:
+def give_flat_interface(model: torch.nn.Module, args: tuple, kwargs: dict) -> tuple:
     """Makes `model.forward` take only tensors (or nested tuples of them), by name, and return only tuples. Returns those tensors.
 
     By a subclass, not by a module around it, because the converter names layers by their path from the root.
@@ -165,7 +167,7 @@ def _give_flat_interface(model: torch.nn.Module, args: tuple, kwargs: dict) -> t
     def forward(self, *tensors):
         values = {**arguments, **dict(zip(traced, tensors))}
         positional = [values.pop(name) for name in list(arguments)[: len(args)]]
-        return _flat_output(base.forward(self, *positional, **values))
+        return flat_output(base.forward(self, *positional, **values))
 
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *traced)]
     forward.__signature__ = inspect.Signature(parameters)
@@ -198,7 +200,7 @@ def _as_evaluation_input(value):
     return pytree.tree_map(move, value)
 
 
-def _flat_output(output):
+def flat_output(output):
     if isinstance(output, torch.Tensor):
         return output
     if isinstance(output, Mapping):
@@ -211,7 +213,7 @@ def _flat_output(output):
         raise TypeError(
             f"convert: the model returns {type(output).__name__}; allowed are tensors and tuples, lists, dicts and dataclasses of them"
         )
-    return tuple(_flat_output(value) for value in values if value is not None)
+    return tuple(flat_output(value) for value in values if value is not None)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ ordered_json to_document(const ReceiptRow& row) {
           {"reason", row.reason},
           {"fused", row.fused},
           {"inputs", row.inputs},
-          {"output", row.output.empty() ? ordered_json(nullptr) : ordered_json(row.output)}};
+          {"output", row.output.empty() ? ordered_json(nullptr) : ordered_json(row.output)},
+          {"fallback", row.fallback}};
 }
 
 ReceiptRow to_row(const ordered_json& document) {
@@ -30,6 +31,7 @@ ReceiptRow to_row(const ordered_json& document) {
   row.fused = document.at("fused").get<std::vector<std::string>>();
   row.inputs = document.at("inputs").get<std::vector<std::string>>();
   if (!document.at("output").is_null()) row.output = document.at("output").get<std::string>();
+  row.fallback = document.value("fallback", false);  // files from before this field have none
   return row;
 }
 

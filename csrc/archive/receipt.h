@@ -18,6 +18,7 @@ struct ReceiptRow {
   std::vector<std::string> fused = {};   // what the kernel took in besides the layer: "batch_norm", "add", "relu"
   std::vector<std::string> inputs = {};  // paths of the activation fake-quants that it reads
   std::string output = {};               // path of the activation fake-quant that it writes; empty for a float output
+  bool fallback = false;                 // it was asked to be quantized and stayed float
 };
 
 struct TQ_API Receipt {

@@ -51,7 +51,7 @@ void Conversion::set_lowered(const torch::jit::Node* node, ReceiptRow row) {
 
 void Conversion::set_fallback(const torch::jit::Node* node, const std::string& layer, const std::string& kind,
                               const std::string& reason) {
-  rows_[node] = {ReceiptRow{.layer = layer, .kind = kind, .precision = "float", .reason = reason}};
+  rows_[node] = {ReceiptRow{.layer = layer, .kind = kind, .precision = "float", .reason = reason, .fallback = true}};
   fallbacks_.insert(node);
 }
 

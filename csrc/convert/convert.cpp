@@ -12,6 +12,7 @@
 #include "archive/archive.h"
 #include "convert/graph.h"
 #include "convert/passes.h"
+#include "convert/pipeline.h"
 #include "convert/summary.h"
 #include "ops/cuda_library.h"
 #include "torch/csrc/jit/passes/common_subexpression_elimination.h"
@@ -34,18 +35,9 @@ struct Pass {
   bool joins_layers = false;  // left out where each layer is to keep an op of its own
 };
 
-// TorchScript's own clean-up. Tuples hide values from the passes, and in-place ops make them mean different things at
-// different places.
-void simplify(Conversion& conversion) {
-  torch::jit::LowerSimpleTuples(conversion.shared_graph());
-  torch::jit::RemoveTensorMutation(conversion.shared_graph());
-  torch::jit::PeepholeOptimize(conversion.shared_graph());
-  torch::jit::EliminateCommonSubexpression(conversion.shared_graph());
-}
-
 constexpr Pass kPasses[] = {
     {"remove_identities", conversion::remove_identities},
-    {"simplify", simplify},
+    {"simplify", conversion::simplify},
     {"normalize_shapes", conversion::normalize_shapes},
     {"normalize_convolution", conversion::normalize_convolution},
     {"normalize_linear", conversion::normalize_linear},
@@ -137,24 +129,45 @@ void check_fallbacks(Conversion& conversion, const ConvertOptions& options) {
 
 }  // namespace
 
-ConvertResult convert(const Module& prepared, const ConvertOptions& options) {
+namespace conversion {
+
+Conversion start_conversion(const Module& prepared) {
   TORCH_CHECK(prepared.find_method("forward"), "convert: the module has no method 'forward'");
-  ops::load_cuda_library();  // the result may be moved to a GPU
-  const at::NoGradGuard no_grad;
   Module copy = prepared.deepcopy(at::kCPU);  // weights are quantized and packed on the CPU, wherever the module lives
   copy.eval();
-  Conversion conversion(freeze_parameters(copy), input_ranks(prepared), conversion::read_float_layers(prepared));
+  Conversion conversion(freeze_parameters(copy), input_ranks(prepared), read_float_layers(prepared));
   check_convertible(conversion);
+  return conversion;
+}
+
+void simplify(Conversion& conversion) {
+  torch::jit::LowerSimpleTuples(conversion.shared_graph());
+  torch::jit::RemoveTensorMutation(conversion.shared_graph());
+  torch::jit::PeepholeOptimize(conversion.shared_graph());
+  torch::jit::EliminateCommonSubexpression(conversion.shared_graph());
+}
+
+void run_passes(Conversion& conversion, bool islands, const std::function<void(const std::string&)>& after) {
+  for (const Pass& pass : kPasses) {
+    if (pass.joins_layers && !islands) continue;
+    pass.run(conversion);
+    torch::jit::EliminateDeadCode(conversion.shared_graph());
+    if (after) after(pass.name);
+  }
+  conversion.graph().lint();
+}
+
+}  // namespace conversion
+
+ConvertResult convert(const Module& prepared, const ConvertOptions& options) {
+  ops::load_cuda_library();  // the result may be moved to a GPU
+  const at::NoGradGuard no_grad;
+  Conversion conversion = conversion::start_conversion(prepared);
 
   GraphDump dump;
   dump.write("frozen", conversion.graph());
-  for (const Pass& pass : kPasses) {
-    if (pass.joins_layers && !options.islands) continue;
-    pass.run(conversion);
-    torch::jit::EliminateDeadCode(conversion.shared_graph());
-    dump.write(pass.name, conversion.graph());
-  }
-  conversion.graph().lint();
+  conversion::run_passes(conversion, options.islands,
+                         [&](const std::string& pass) { dump.write(pass, conversion.graph()); });
   check_fallbacks(conversion, options);
 
   ConvertResult result{conversion.module(), conversion::make_receipt(conversion)};

@@ -36,8 +36,11 @@ std::vector<ReceiptRow> rows_of(const Conversion& conversion, const Node* node) 
   const auto stays_float = [&](const std::string& layer, const std::string& kind, const std::string& reason) {
     const auto known = conversion.float_layers().find(layer);
     const bool prepare_knows = known != conversion.float_layers().end();
-    return std::vector{ReceiptRow{
-        .layer = layer, .kind = kind, .precision = "float", .reason = prepare_knows ? known->second.reason : reason}};
+    return std::vector{ReceiptRow{.layer = layer,
+                                  .kind = kind,
+                                  .precision = "float",
+                                  .reason = prepare_knows ? known->second.reason : reason,
+                                  .fallback = prepare_knows && known->second.requested}};
   };
   if (const Value* weight = layer_weight(node)) {
     return stays_float(layer_of(conversion, weight), layer_kind(conversion, node), "its weight carries no fake-quant");
@@ -66,7 +69,8 @@ Receipt make_receipt(Conversion& conversion) {
   }
   for (const auto& [name, layer] : conversion.float_layers()) {  // what no single op of the graph stands for
     if (!layer.requested || uses.count(name)) continue;
-    receipt.rows.push_back({.layer = name, .kind = layer.kind, .precision = "float", .reason = layer.reason});
+    receipt.rows.push_back(
+        {.layer = name, .kind = layer.kind, .precision = "float", .reason = layer.reason, .fallback = true});
   }
   return receipt;
 }

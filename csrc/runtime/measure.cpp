@@ -28,17 +28,6 @@ double percentile(const std::vector<double>& sorted, double percent) {
   return sorted[std::max<size_t>(rank, 1) - 1];
 }
 
-Latency summarize(std::vector<double> times_ms) {
-  std::sort(times_ms.begin(), times_ms.end());
-  const auto count = static_cast<double>(times_ms.size());
-  return {.runs = static_cast<int64_t>(times_ms.size()),
-          .p50_ms = percentile(times_ms, 50),
-          .p95_ms = percentile(times_ms, 95),
-          .p99_ms = percentile(times_ms, 99),
-          .mean_ms = std::accumulate(times_ms.begin(), times_ms.end(), 0.0) / count,
-          .min_ms = times_ms.front()};
-}
-
 }  // namespace
 
 c10::IValue run(torch::jit::Module& module, const std::vector<c10::IValue>& inputs) {
@@ -52,7 +41,7 @@ void warm_up(torch::jit::Module& module, const std::vector<c10::IValue>& inputs,
   for (int64_t i = 0; i < runs; ++i) run(module, inputs);
 }
 
-Latency measure(torch::jit::Module& module, const std::vector<c10::IValue>& inputs, MeasureOptions options) {
+std::vector<double> time_runs(torch::jit::Module& module, const std::vector<c10::IValue>& inputs, MeasureOptions options) {
   TORCH_CHECK_VALUE(options.runs > 0, "torchquant::measure: runs must be positive; got ", options.runs);
   warm_up(module, inputs, options.warm_up_runs);
   std::vector<double> times_ms;
@@ -61,7 +50,23 @@ Latency measure(torch::jit::Module& module, const std::vector<c10::IValue>& inpu
     run(module, inputs);
     times_ms.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
   }
-  return summarize(std::move(times_ms));
+  return times_ms;
+}
+
+Latency summarize(std::vector<double> times_ms) {
+  TORCH_CHECK_VALUE(!times_ms.empty(), "torchquant::summarize: there must be at least one time");
+  std::sort(times_ms.begin(), times_ms.end());
+  const auto count = static_cast<double>(times_ms.size());
+  return {.runs = static_cast<int64_t>(times_ms.size()),
+          .p50_ms = percentile(times_ms, 50),
+          .p95_ms = percentile(times_ms, 95),
+          .p99_ms = percentile(times_ms, 99),
+          .mean_ms = std::accumulate(times_ms.begin(), times_ms.end(), 0.0) / count,
+          .min_ms = times_ms.front()};
+}
+
+Latency measure(torch::jit::Module& module, const std::vector<c10::IValue>& inputs, MeasureOptions options) {
+  return summarize(time_runs(module, inputs, options));
 }
 
 }  // namespace torchquant

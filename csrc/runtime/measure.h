@@ -26,7 +26,14 @@ TQ_API c10::IValue run(torch::jit::Module& module, const std::vector<c10::IValue
 
 TQ_API void warm_up(torch::jit::Module& module, const std::vector<c10::IValue>& inputs, int64_t runs = 10);
 
-// Warms up, then times each run by itself. Throws c10::Error if options.runs is not positive.
+// Warms up, then times each run by itself, in milliseconds. Throws c10::Error if options.runs is not positive.
+TQ_API std::vector<double> time_runs(torch::jit::Module& module, const std::vector<c10::IValue>& inputs,
+                                     MeasureOptions options = {});
+
+// Of at least one time; those of several bursts may be put together.
+TQ_API Latency summarize(std::vector<double> times_ms);
+
+// summarize(time_runs(...)).
 TQ_API Latency measure(torch::jit::Module& module, const std::vector<c10::IValue>& inputs, MeasureOptions options = {});
 
 }  // namespace torchquant

@@ -27,9 +27,22 @@ TEST(Measure, CountsWarmUpAndRuns) {
   EXPECT_LE(latency.p95_ms, latency.p99_ms);
 }
 
+TEST(Measure, SummarizesTimesOfAnyOrderByNearestRank) {
+  std::vector<double> times_ms;
+  for (int i = 100; i > 0; --i) times_ms.push_back(i);
+  const Latency latency = summarize(times_ms);
+  EXPECT_EQ(latency.runs, 100);
+  EXPECT_EQ(latency.min_ms, 1);
+  EXPECT_EQ(latency.p50_ms, 50);
+  EXPECT_EQ(latency.p95_ms, 95);
+  EXPECT_EQ(latency.p99_ms, 99);
+  EXPECT_EQ(latency.mean_ms, 50.5);
+}
+
 TEST(Measure, RefusesToMeasureNothing) {
   auto module = counting_module();
   EXPECT_THROW(measure(module, {at::ones({2})}, {.runs = 0}), c10::ValueError);
+  EXPECT_THROW(summarize({}), c10::ValueError);
 }
 
 }  // namespace

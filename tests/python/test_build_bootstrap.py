@@ -34,6 +34,26 @@ def test_asks_only_for_what_the_target_needs(no_apt):
     assert "libbenchmark-dev" in bootstrap.missing_system_packages("bench", sys.executable, needs_venv=False)
 
 
+def test_a_program_that_tests_can_do_without_is_named_and_is_no_error(no_apt, monkeypatch, capsys):
+    monkeypatch.setattr(bootstrap, "compiler_sees", lambda header: True)
+    monkeypatch.setattr(bootstrap.shutil, "which", lambda name: None if "chrom" in name or name == "sudo" else f"/usr/bin/{name}")
+    bootstrap.install_system_packages("test", sys.executable, needs_venv=False)
+    assert capsys.readouterr().out == "Without chromium some tests will be skipped: sudo apt-get install -y chromium\n"
+    bootstrap.install_system_packages("build", sys.executable, needs_venv=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_optional_program_is_installed_apart_from_the_others(monkeypatch):
+    commands = []
+    monkeypatch.setattr(bootstrap.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(bootstrap.subprocess, "run", lambda command, **_: commands.append(command))
+    wanted = iter([["libgtest-dev"], []])
+    monkeypatch.setattr(bootstrap, "missing_system_packages", lambda *_, **__: next(wanted))
+    monkeypatch.setattr(bootstrap.shutil, "which", lambda name: None if "chrom" in name else f"/usr/bin/{name}")
+    bootstrap.install_system_packages("test", sys.executable, needs_venv=False)
+    assert [command[-1] for command in commands] == ["update", "libgtest-dev", "chromium"]
+
+
 def test_a_missing_compiler_is_asked_for_first(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert bootstrap.missing_system_packages("test", sys.executable, needs_venv=True) == ["g++"]

@@ -19,7 +19,7 @@ import cmake_build  # noqa: E402
 def programs():
     subprocess.run([sys.executable, SOURCE_DIR / "scripts" / "cmake_build.py", "examples"], check=True)
     folder = cmake_build.build_dir() / "cpp_examples"
-    return {name: folder / name / name for name in ("run_quantized", "convert")}
+    return {name: folder / name / name for name in ("run_quantized", "convert", "sensitivity_scan")}
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,31 @@ def test_convert_gives_the_same_file_as_python(programs, case):
     assert json.loads((folder / "receipt.json").read_text())["rows"] == converted.receipt.rows
 
 
+@pytest.mark.parametrize("batch", [3, 7])
+def test_sensitivity_scan_ranks_as_python_does(programs, case, batch):
+    folder, x, _ = case
+    done = run(programs["sensitivity_scan"], folder / "prepared.pt", folder / "x.pt", "--batch", batch, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 5)).eval()
+    report = tq.sensitivity_scan(net, x, [x], None, tq.qconfigs.int8_static(), measure_latency=False)
+    assert [row["layer"] for row in result["ranking"]] == [row["layer"] for row in report.ranking]
+    for ours, row in zip(result["ranking"], report.ranking):
+        assert ours["alone_sqnr_db"] == pytest.approx(row["alone_sqnr_db"], abs=1e-3)
+        assert ours["but_one_sqnr_db"] == pytest.approx(row["but_one_sqnr_db"], abs=1e-3)
+    assert result["quantized_sqnr_db"] == pytest.approx(report.candidates["int8"]["sqnr_db"], abs=1e-3)
+    table = run(programs["sensitivity_scan"], folder / "prepared.pt", folder / "x.pt").stdout.splitlines()
+    assert [line.split()[0] for line in table[1:]] == [row["layer"] for row in result["ranking"]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("sensitivity_scan", "prepared.pt"), "expected PREPARED and INPUTS"),
+        (("sensitivity_scan", "prepared.pt", "x.pt", "--batch", "0"), "--batch needs a positive number"),
+        (("sensitivity_scan", "prepared.pt", "no_rows.pt"), "'no_rows.pt' holds a tensor without rows"),
+        (("sensitivity_scan", "model.pt", "x.pt"), "no layer with a fake-quantized weight"),
         (("run_quantized", "model.pt"), "expected MODEL and INPUTS"),
         (("run_quantized", "model.pt", "x.pt", "--runs", "none"), "--runs needs a positive number up to 9223372036854775807; got 'none'"),
         (("run_quantized", "model.pt", "x.pt", "--runs", "00"), "--runs needs a positive number up to 9223372036854775807; got '00'"),

@@ -72,6 +72,7 @@ def test_wheel_holds_library_headers_and_cmake_package(wheel):
     headers = {path.relative_to(ROOT / "csrc").as_posix() for path in (ROOT / "csrc").rglob("*.h") if "python" not in path.parts}
     assert {f"torchquant/include/torchquant/{header}" for header in headers} <= names
     assert {"torchquant/lib/libtorchquant.so", "torchquant/share/cmake/TorchQuant/TorchQuantConfig.cmake"} <= names
+    assert "torchquant/report/template.html" in names
     assert not [name for name in names if name.endswith((".cpp", ".cu", ".pyc")) or name.startswith(("tests/", "csrc/"))]
 
 

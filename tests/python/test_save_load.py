@@ -15,9 +15,9 @@ from torchquant.receipt import Receipt
 
 ROWS = [
     {"layer": "0", "kind": "linear", "precision": "int8", "kernel": "quantized_linear/reference", "reason": "", "fused": ["relu"],
-     "inputs": ["in"], "output": "out"},
+     "inputs": ["in"], "output": "out", "fallback": False},
     {"layer": "2", "kind": "linear", "precision": "float", "kernel": "", "reason": "asked to stay", "fused": [], "inputs": [],
-     "output": None},
+     "output": None, "fallback": True},
 ]  # fmt: skip
 
 

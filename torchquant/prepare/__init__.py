@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..fake_quantize import FakeQuantize
+from ..progress import ProgressBar
 from ..quantized_model import QuantizedModel
 from . import fx_placement, fx_trace, module_placement
 from .batch_norm import freeze_batch_norm
@@ -36,7 +37,11 @@ def prepare_qat(model, example_inputs, qconfig):
 
 def _prepare(model, example_inputs, qconfig, *, training):
     _check(model)
-    args, kwargs = unpack(example_inputs)
+    with ProgressBar("preparing"):
+        return _prepare_checked(model, *unpack(example_inputs), qconfig, training)
+
+
+def _prepare_checked(model, args, kwargs, qconfig, training):
     prepared = copy.deepcopy(model)
     run = run_example(prepared, args, kwargs)
     placement = Placement(prepared, qconfig, training)

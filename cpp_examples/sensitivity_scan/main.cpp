@@ -1,0 +1,149 @@
+// Ranks the layers of a prepared model by what quantizing each of them does to the output, without Python.
+//
+//   sensitivity_scan PREPARED INPUTS [--batch N] [--threads N] [--json]
+//
+// PREPARED is what torchquant.trace(prepared, example_inputs).save(path) wrote in Python, or cpp_examples/qat in C++; INPUTS
+// is what Python writes with torch.save(tensor, path), or torch.save((tensor, tensor), path) for a model of several
+// arguments. The rows (first dimension) go through the model in batches of N.
+#include <torchquant/torchquant.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <iostream>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace {
+
+constexpr const char* kUsage =
+    "usage: sensitivity_scan PREPARED INPUTS [--batch N] [--threads N] [--json]\n"
+    "  PREPARED  a prepared model as TorchScript: torchquant.trace(prepared, example_inputs).save(path)\n"
+    "  INPUTS    a file that torch.save(tensor) or torch.save((tensor, ...)) wrote\n"
+    "  --batch   rows per call; all rows if not given      --threads  CPU threads\n"
+    "  --json    print one JSON document\n"
+    "Prints the layers from the one that hurts most: SQNR of the output in dB with that layer alone quantized, and with\n"
+    "all layers but that one.\n";
+
+struct Options {
+  std::string prepared, inputs;
+  int64_t batch = std::numeric_limits<int64_t>::max();
+  int threads = 0;
+  bool json = false;
+};
+
+// `Number` is the type that the option is used in, so that a number beyond it is refused and not cut off.
+template <typename Number>
+Number positive_number(const std::string& option, const std::string& text) {
+  Number number = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, number);
+  if (error != std::errc() || stop != end || number < 1) {
+    throw std::invalid_argument(option + " needs a positive number up to " + std::to_string(std::numeric_limits<Number>::max()) + "; got '" +
+                                text + "'");
+  }
+  return number;
+}
+
+Options parse(int argc, char** argv) {
+  Options options;
+  std::vector<std::string> files;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const auto value = [&] {
+      if (i + 1 == argc) throw std::invalid_argument(argument + " needs a value");
+      return std::string(argv[++i]);
+    };
+    if (argument == "--batch") {
+      options.batch = positive_number<int64_t>(argument, value());
+    } else if (argument == "--threads") {
+      options.threads = positive_number<int>(argument, value());
+    } else if (argument == "--json") {
+      options.json = true;
+    } else if (argument.starts_with("--")) {
+      throw std::invalid_argument("unknown option " + argument);
+    } else {
+      files.push_back(argument);
+    }
+  }
+  if (files.size() != 2) throw std::invalid_argument("expected PREPARED and INPUTS");
+  options.prepared = files[0];
+  options.inputs = files[1];
+  return options;
+}
+
+int64_t count_rows(const std::vector<c10::IValue>& inputs, const std::string& path) {
+  if (inputs.empty()) throw std::runtime_error("'" + path + "' holds an empty tuple; the model needs at least one tensor");
+  for (const c10::IValue& input : inputs) {
+    const at::Tensor& tensor = input.toTensor();
+    if (tensor.dim() == 0 || tensor.size(0) == 0) throw std::runtime_error("'" + path + "' holds a tensor without rows");
+    if (tensor.size(0) != inputs[0].toTensor().size(0)) {
+      throw std::runtime_error("'" + path + "' holds tensors with different numbers of rows");
+    }
+  }
+  return inputs[0].toTensor().size(0);
+}
+
+std::vector<std::vector<c10::IValue>> in_batches(const std::vector<c10::IValue>& inputs, int64_t rows, int64_t batch) {
+  std::vector<std::vector<c10::IValue>> batches;
+  for (int64_t start = 0; start < rows; start += std::min(batch, rows - start)) {
+    batches.emplace_back();
+    for (const c10::IValue& input : inputs) {
+      batches.back().emplace_back(input.toTensor().narrow(0, start, std::min(batch, rows - start)));
+    }
+  }
+  return batches;
+}
+
+// JSON has no infinity, the SQNR of an output without error: null.
+std::string number(double db) { return std::isfinite(db) ? std::to_string(db) : "null"; }
+
+void print_json(const torchquant::SensitivityScan& scan) {
+  std::printf("{\"quantized_sqnr_db\": %s, \"ranking\": [", number(scan.quantized_sqnr_db).c_str());
+  const char* separator = "";
+  for (const torchquant::LayerSensitivity& row : scan.ranking()) {
+    // A layer's name is a path of Python or C++ identifiers: nothing in it needs escaping.
+    std::printf("%s{\"layer\": \"%s\", \"kind\": \"%s\", \"alone_sqnr_db\": %s, \"but_one_sqnr_db\": %s}", separator, row.layer.c_str(),
+                row.kind.c_str(), number(row.alone_sqnr_db).c_str(), number(row.but_one_sqnr_db).c_str());
+    separator = ", ";
+  }
+  std::printf("]}\n");
+}
+
+void print_table(const torchquant::SensitivityScan& scan) {
+  std::printf("SQNR of the output: %.2f dB with all layers quantized\n", scan.quantized_sqnr_db);
+  for (const torchquant::LayerSensitivity& row : scan.ranking()) {
+    std::printf("%-40s %-18s alone %8.2f dB   all but this %8.2f dB\n", row.layer.c_str(), row.kind.c_str(), row.alone_sqnr_db,
+                row.but_one_sqnr_db);
+  }
+}
+
+void run_example(const Options& options) {
+  if (options.threads > 0) at::set_num_threads(options.threads);
+  const torch::jit::Module prepared = torch::jit::load(options.prepared, at::kCPU);
+  const std::vector<c10::IValue> inputs = torchquant::load_inputs(options.inputs);
+  const auto batches = in_batches(inputs, count_rows(inputs, options.inputs), options.batch);
+  const torchquant::SensitivityScan scan = torchquant::scan_sensitivity(prepared, batches);
+  options.json ? print_json(scan) : print_table(scan);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    run_example(parse(argc, argv));
+  } catch (const c10::Error& error) {
+    std::cerr << error.what_without_backtrace() << "\n";
+    return 1;
+  } catch (const std::logic_error& error) {
+    std::cerr << error.what() << "\n" << kUsage;
+    return 2;
+  } catch (const std::exception& error) {
+    std::cerr << error.what() << "\n";
+    return 1;
+  }
+}

@@ -1,0 +1,122 @@
+"""`torchquant scan`: targets and files in; tables, JSON and a folder out; mistakes in one sentence."""
+
+import json
+import textwrap
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+import torchquant as tq
+from torchquant.cli import main
+
+LAYERS = {"0", "3"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scan")
+    (folder / "scanned_net.py").write_text(
+        textwrap.dedent("""
+        import torch
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 5)).eval()
+        x = torch.randn(12, 1, 8, 8)
+        expected = net(x).detach()
+        def build(): return net
+        def batches(): return iter([x[:6], x[6:]])
+        def closeness(model): return -(model(x) - expected).abs().mean()
+        def nan(model): return float("nan")
+        no_batches = []
+        """)
+    )
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 5)).eval()
+    x = torch.randn(12, 1, 8, 8)
+    prepared = tq.prepare(net, x, tq.qconfigs.int8_static())
+    tq.calibrate(prepared, [x])
+    tq.trace(prepared, x).save(str(folder / "prepared.pt"))
+    torch.save(x, folder / "x.pt")
+    torch.save({"x": x}, folder / "dict.pt")
+    return folder
+
+
+@pytest.fixture
+def run(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return lambda *arguments: CliRunner().invoke(main, ["scan", *map(str, arguments)])
+
+
+PYTHON = ("--model", "scanned_net:build", "--calibration", "scanned_net:batches", "--evaluate", "scanned_net:closeness")
+
+
+def test_a_python_model(run, tmp_path):
+    output = tmp_path / "out" / "scan"
+    several = ("--qconfig", "int8_static", "--qconfig", "int4_weight_static")
+    done = run(*PYTHON, *several, "--max-size-mb", 0.002, "--output", output, "--json")
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    report = tq.SensitivityReport.load(output / "report.json")
+    assert document["rows"] == json.loads((output / "report.json").read_text())["rows"]
+    assert {row["layer"] for row in report.rows} == LAYERS and set(report.candidates) == {"int8_static", "int4_weight_static"}
+    assert document["proposal"]["size_mb"] <= 0.002 and document["proposal"]["drop"] >= 0
+    assert (output / "scan.png").stat().st_size > 1000
+    mapping = tq.QConfigMapping.load(output / "qconfig.yaml")
+    assert mapping.to_dict() == document["proposal"]["qconfig"] and yaml.safe_load((output / "qconfig.yaml").read_text())
+    from scanned_net import net, x
+
+    tq.quantize_model(net, x, mapping, [x])
+    # again: everything is in the folder, and a table is printed
+    table = run(*PYTHON, *several, "--max-size-mb", 0.002, "--output", output)
+    assert table.exit_code == 0 and "Sensitivity of layers" in table.stdout and "predicted: metric" in table.stdout
+
+
+def test_a_saved_mapping_is_a_candidate(run, tmp_path):
+    tq.QConfigMapping(tq.qconfigs.int8_static()).set_module_name("0", None).save(tmp_path / "half.yaml")
+    done = run(*PYTHON, "--qconfig", tmp_path / "half.yaml", "--no-latency", "--mode", "each_alone", "--json")
+    assert [(row["layer"], row["candidate"]) for row in json.loads(done.stdout)["rows"]] == [("3", "half")]
+
+
+def test_a_prepared_file_ranks_as_the_model_does(run):
+    done = run("prepared.pt", "x.pt", "--json")
+    assert done.exit_code == 0, done.output
+    ranking = json.loads(done.stdout)["ranking"]
+    python = json.loads(run(*PYTHON[:4], "--no-latency", "--json").stdout)["ranking"]
+    assert [row["layer"] for row in ranking] == [layer for layer, _ in python]
+    assert "Sensitivity of layers" in run("prepared.pt", "x.pt").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give either --model, or the files PREPARED and INPUTS"),
+        (("prepared.pt",), "a prepared file needs INPUTS too"),
+        (("prepared.pt", "dict.pt"), "'dict.pt' must hold a tensor or a tuple of tensors"),
+        (("x.pt", "x.pt"), "'x.pt' is not a TorchScript file that can be read"),
+        (("--model", "scanned_net:build"), "give --calibration, or --example-inputs"),
+        (("--model", "scanned_net", *PYTHON[2:]), "is neither a file nor a target such as package.module:function"),
+        (("--model", "scanned_net:nothing", *PYTHON[2:]), "'scanned_net:nothing' cannot be imported"),
+        (("--model", "scanned_net:x", *PYTHON[2:]), "'scanned_net:x' must give a torch.nn.Module, it gives a Tensor"),
+        (("--model", "scanned_net:build", "--calibration", "scanned_net:no_batches"), "it holds no batch"),
+        ((*PYTHON, "--qconfig", "int9"), "--qconfig must be one of int8_static, "),
+        ((*PYTHON, "--layer", "conv"), "'conv' matches no layer; nearest: '0', '3'"),
+        ((*PYTHON, "--no-latency", "--max-size-mb", "0.00001"), "the budget cannot be met: max_size_mb=1e-05, and the least reachable is"),
+        ((*PYTHON[:4], "--evaluate", "scanned_net:nan"), "evaluate must return a finite number; with the float model it returned nan"),
+    ],
+)
+def test_mistakes_are_one_sentence(run, arguments, message):
+    done = run(*arguments)
+    assert done.exit_code != 0 and message in " ".join(done.stderr.split()), done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_budget_that_cannot_be_met_keeps_the_report(run, tmp_path):
+    done = run(*PYTHON, "--no-latency", "--max-size-mb", "0.00001", "--output", tmp_path)
+    assert done.exit_code == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "scan.jsonl", "scan.png"}
+
+
+def test_help_teaches(run):
+    text = run("--help").stdout
+    assert "torchrun --nproc-per-node" in text and "def accuracy(model)" in text and "prepared.pt inputs.pt" in text

@@ -1,0 +1,196 @@
+"""`torchquant scan`: which layers quantization hurts, and the best precision for each within a budget."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from torchquant import _C, qconfigs
+from torchquant.analysis.sensitivity import MODES, sensitivity_scan
+from torchquant.commands.bench import load_example
+from torchquant.commands.common import as_json, call_target, errors_as_sentences, first_line, load_target, print_json
+from torchquant.progress import ProgressBar
+from torchquant.qconfig import QConfigMapping
+
+_PRESETS = ("int8_static", "int4_weight_static", "int8_dynamic", "int8_weight_only", "int4_weight_only")
+_BUDGETS = ("max_latency_ms", "max_size_mb", "max_accuracy_drop")
+_TARGET = "MODULE:NAME"
+
+
+@click.command(short_help="Which layers quantization hurts, and a precision for each.")
+@click.argument("prepared", required=False, type=click.Path(exists=True, dir_okay=False))
+@click.argument("inputs", required=False, type=click.Path(exists=True, dir_okay=False))
+@click.option("--model", metavar=_TARGET, help="A torch.nn.Module, or a function that returns one.")
+@click.option("--calibration", metavar=_TARGET, help="Batches, or a function that returns them: tensors, tuples of arguments or dicts.")
+@click.option("--evaluate", metavar=_TARGET, help="A function of a model that returns the metric. Without one, SQNR ranks.")
+@click.option("--example-inputs", metavar=_TARGET, help="What latency is measured on.  [default: the first calibration batch]")
+@click.option(
+    "--qconfig", "names", multiple=True, metavar="NAME|FILE",
+    help=f"{', '.join(_PRESETS)}, or a .yaml or .json file of a QConfigMapping; repeat to offer several.  [default: int8_static]",
+)  # fmt: skip
+@click.option("--mode", type=click.Choice(MODES), default="both", show_default=True, help="Each layer quantized alone, all but each, or both.")
+@click.option("--layer", "layers", multiple=True, metavar="REGEX", help="Scan only layers whose path (or a parent's) matches; repeat for more.")
+@click.option("--lower-is-better", is_flag=True, help="The metric is a loss, an error or a perplexity.")
+@click.option("--no-latency", is_flag=True, help="Do not time the layers.")
+@click.option("--max-latency-ms", type=float, help="Propose the most accurate configuration within this latency.")
+@click.option("--max-size-mb", type=float, help="... within this size of weights and buffers, in 10^6 bytes.")
+@click.option("--max-accuracy-drop", type=float, help="Propose the fastest (without latency: smallest) one that loses no more of the metric.")
+@click.option("--output", type=click.Path(file_okay=False), help="Folder for report.json, scan.png and qconfig.yaml; a scan that was killed goes on from it.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; torch's choice if not given.")
+@as_json
+def scan(
+    prepared: str | None, inputs: str | None, model: str | None, calibration: str | None, evaluate: str | None, example_inputs: str | None,
+    names: tuple[str, ...], mode: str, layers: tuple[str, ...], lower_is_better: bool, no_latency: bool, output: str | None,
+    threads: int | None, as_json: bool, **budgets: float | None,
+) -> None:  # fmt: skip
+    """Rank layers by what quantizing them costs, and propose a precision for each.
+
+    \b
+    In Python: a model, calibration batches and a metric, named as module:name and looked up from this folder first.
+      torchquant scan --model net:build --calibration net:batches --evaluate net:accuracy --output scan
+      torchquant scan ... --qconfig int8_static --qconfig int4_weight_static --max-size-mb 3.5
+      torchrun --nproc-per-node 4 -m torchquant scan ...          the processes share the evaluations
+    where net.py holds
+      def build(): return MyNet()                    # or a module
+      def batches(): return [images[:64], ...]       # or a list
+      def accuracy(model): return (model(x).argmax(1) == y).float().mean().item()
+
+    \b
+    Without Python code: a prepared TorchScript file and inputs from torch.save; ranks by SQNR of the output.
+      torchquant scan prepared.pt inputs.pt
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if (prepared is None) == (model is None):
+        raise click.UsageError("give either --model, or the files PREPARED and INPUTS; see torchquant scan --help")
+    if prepared is not None:
+        _scan_file(prepared, inputs, as_json)
+        return
+    given = {name: budgets[name] for name in _BUDGETS if budgets[name] is not None}
+    batches = None if calibration is None else call_target(calibration, "--calibration")
+    example, batches = _example(example_inputs, batches)
+    folder = None if output is None else _made(output)
+    with errors_as_sentences():
+        report = sensitivity_scan(
+            _model(model), example, batches, load_target(evaluate, "--evaluate") if evaluate else None, _candidates(names), mode=mode,
+            layers=layers or None, higher_is_better=not lower_is_better, measure_latency=not no_latency,
+            resume=folder and folder / "scan.jsonl",
+        )  # fmt: skip
+    if os.environ.get("RANK", "0") == "0":  # the other processes have the same report
+        _finish(report, given, folder, as_json)
+
+
+def _finish(report, budgets: dict[str, float], folder: Path | None, as_json: bool) -> None:
+    if folder is not None:
+        report.save(folder / "report.json")
+        report.plot(folder / "scan.png")
+    proposal = None
+    with errors_as_sentences():
+        if budgets:
+            mapping = report.propose(**budgets)
+            proposal = {**report.predict(mapping), "qconfig": mapping.to_dict()}
+            if folder is not None:
+                mapping.save(folder / "qconfig.yaml")
+                proposal["file"] = str(folder / "qconfig.yaml")
+    if as_json:
+        print_json({**report.to_dict(), "proposal": proposal})
+        return
+    Console().print(report)
+    if proposal is not None:
+        Console().print(_proposal_table(report, mapping, proposal))
+
+
+def _proposal_table(report, mapping: QConfigMapping, proposal: dict) -> Table:
+    figures = {"metric": "{:.5g}", "drop": "{:.4g}", "latency_ms": "{:.4g} ms", "size_mb": "{:.4g} MB"}
+    predicted = ", ".join(f"{name.split('_')[0]} {text.format(proposal[name])}" for name, text in figures.items() if proposal[name] is not None)
+    table = Table(title="Proposal", caption=f"predicted: {predicted}" + (f"\nwritten to {proposal['file']}" if "file" in proposal else ""))
+    table.add_column("layer", overflow="fold")
+    table.add_column("precision")
+    for layer, candidate in report.choices(mapping).items():
+        table.add_row(layer, candidate)
+    return table
+
+
+def _model(target: str) -> torch.nn.Module:
+    model = call_target(target, "--model")
+    if not isinstance(model, torch.nn.Module):
+        raise click.BadParameter(f"'{target}' must give a torch.nn.Module, it gives a {type(model).__name__}", param_hint="--model")
+    return model
+
+
+def _example(target: str | None, batches):
+    """(example inputs, the calibration batches, as a list if the first was taken from an iterator)."""
+    if target is not None:
+        return call_target(target, "--example-inputs"), batches
+    if batches is None:
+        raise click.UsageError("give --calibration, or --example-inputs for a QConfig that needs no calibration")
+    if not hasattr(batches, "__len__"):
+        batches = list(batches)
+    first = next(iter(batches), None)
+    if first is None:
+        raise click.BadParameter("it holds no batch", param_hint="--calibration")
+    return first, batches
+
+
+def _candidates(names: tuple[str, ...]) -> dict:
+    candidates = {}
+    for name in names or _PRESETS[:1]:
+        if name in _PRESETS:
+            candidates[name] = getattr(qconfigs, name)()
+        elif os.path.isfile(name):
+            candidates[Path(name).stem] = QConfigMapping.load(name)
+        else:
+            raise ValueError(f"--qconfig must be one of {', '.join(_PRESETS)} or a file; got '{name}'")
+    return candidates
+
+
+def _made(folder: str) -> Path:
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.BadParameter(f"cannot make the folder '{folder}': {error.strerror}", param_hint="--output") from error
+    return path
+
+
+# ---- prepared files
+
+
+def _scan_file(prepared: str, inputs: str | None, as_json: bool) -> None:
+    if inputs is None:
+        raise click.UsageError("a prepared file needs INPUTS too: a tensor, or a tuple of tensors, from torch.save")
+    arguments = load_example(inputs, "INPUTS")
+    try:
+        script = torch.jit.load(prepared, map_location="cpu")
+    except RuntimeError as error:
+        raise click.ClickException(f"'{prepared}' is not a TorchScript file that can be read: {first_line(error)}") from error
+    with errors_as_sentences(), ProgressBar("scanning layers") as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.advance()
+
+        result = _C.scan_sensitivity(script._c, [arguments], advance)
+    if as_json:
+        print_json({
+            "quantized_sqnr_db": _finite(result["quantized_sqnr_db"]),
+            "ranking": [{key: _finite(value) for key, value in row.items()} for row in result["ranking"]],
+        })  # fmt: skip
+        return
+    table = Table(title="Sensitivity of layers", caption=f"all layers quantized: {result['quantized_sqnr_db']:.2f} dB")
+    for heading in ("layer", "kind", "SQNR alone", "SQNR of all but this"):
+        table.add_column(heading, overflow="fold")
+    for row in result["ranking"]:
+        table.add_row(row["layer"], row["kind"], f"{row['alone_sqnr_db']:.2f} dB", f"{row['but_one_sqnr_db']:.2f} dB")
+    Console().print(table)
+
+
+def _finite(value):
+    """JSON knows no infinity, the SQNR of an output without error."""
+    return None if value == math.inf else value

@@ -1,0 +1,14 @@
+"""Sentences that several functions raise."""
+
+import difflib
+
+
+def nearest(name: str, allowed) -> str:
+    """The names that the one given may have meant, for the end of an error."""
+    allowed = list(allowed)
+    close = difflib.get_close_matches(name, allowed, n=5, cutoff=0.3) or allowed[:5]
+    return ", ".join(map(repr, close)) or "none"
+
+
+def no_such_layer(owner: str, layer: str, layers) -> str:
+    return f"{owner}: there is no layer {layer!r}; nearest: {nearest(layer, layers)}"
