@@ -2,9 +2,9 @@
 //
 //   sensitivity_scan PREPARED INPUTS [--batch N] [--threads N] [--json]
 //
-// PREPARED is what torchquant.trace(prepared, example_inputs).save(path) wrote in Python, or cpp_examples/qat in C++; INPUTS
-// is what Python writes with torch.save(tensor, path), or torch.save((tensor, tensor), path) for a model of several
-// arguments. The rows (first dimension) go through the model in batches of N.
+// PREPARED is what torchquant.trace(prepared, example_inputs).save(path) wrote in Python, or cpp_examples/qat in C++;
+// INPUTS is what Python writes with torch.save(tensor, path), or torch.save((tensor, tensor), path) for a model of
+// several arguments. The rows (first dimension) go through the model in batches of N.
 #include <torchquant/torchquant.h>
 
 #include <algorithm>
@@ -26,7 +26,8 @@ constexpr const char* kUsage =
     "  INPUTS    a file that torch.save(tensor) or torch.save((tensor, ...)) wrote\n"
     "  --batch   rows per call; all rows if not given      --threads  CPU threads\n"
     "  --json    print one JSON document\n"
-    "Prints the layers from the one that hurts most: SQNR of the output in dB with that layer alone quantized, and with\n"
+    "Prints the layers from the one that hurts most: SQNR of the output in dB with that layer alone quantized, and "
+    "with\n"
     "all layers but that one.\n";
 
 struct Options {
@@ -43,8 +44,8 @@ Number positive_number(const std::string& option, const std::string& text) {
   const char* end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, number);
   if (error != std::errc() || stop != end || number < 1) {
-    throw std::invalid_argument(option + " needs a positive number up to " + std::to_string(std::numeric_limits<Number>::max()) + "; got '" +
-                                text + "'");
+    throw std::invalid_argument(option + " needs a positive number up to " +
+                                std::to_string(std::numeric_limits<Number>::max()) + "; got '" + text + "'");
   }
   return number;
 }
@@ -77,10 +78,12 @@ Options parse(int argc, char** argv) {
 }
 
 int64_t count_rows(const std::vector<c10::IValue>& inputs, const std::string& path) {
-  if (inputs.empty()) throw std::runtime_error("'" + path + "' holds an empty tuple; the model needs at least one tensor");
+  if (inputs.empty())
+    throw std::runtime_error("'" + path + "' holds an empty tuple; the model needs at least one tensor");
   for (const c10::IValue& input : inputs) {
     const at::Tensor& tensor = input.toTensor();
-    if (tensor.dim() == 0 || tensor.size(0) == 0) throw std::runtime_error("'" + path + "' holds a tensor without rows");
+    if (tensor.dim() == 0 || tensor.size(0) == 0)
+      throw std::runtime_error("'" + path + "' holds a tensor without rows");
     if (tensor.size(0) != inputs[0].toTensor().size(0)) {
       throw std::runtime_error("'" + path + "' holds tensors with different numbers of rows");
     }
@@ -107,8 +110,9 @@ void print_json(const torchquant::SensitivityScan& scan) {
   const char* separator = "";
   for (const torchquant::LayerSensitivity& row : scan.ranking()) {
     // A layer's name is a path of Python or C++ identifiers: nothing in it needs escaping.
-    std::printf("%s{\"layer\": \"%s\", \"kind\": \"%s\", \"alone_sqnr_db\": %s, \"but_one_sqnr_db\": %s}", separator, row.layer.c_str(),
-                row.kind.c_str(), number(row.alone_sqnr_db).c_str(), number(row.but_one_sqnr_db).c_str());
+    std::printf("%s{\"layer\": \"%s\", \"kind\": \"%s\", \"alone_sqnr_db\": %s, \"but_one_sqnr_db\": %s}", separator,
+                row.layer.c_str(), row.kind.c_str(), number(row.alone_sqnr_db).c_str(),
+                number(row.but_one_sqnr_db).c_str());
     separator = ", ";
   }
   std::printf("]}\n");
@@ -117,8 +121,8 @@ void print_json(const torchquant::SensitivityScan& scan) {
 void print_table(const torchquant::SensitivityScan& scan) {
   std::printf("SQNR of the output: %.2f dB with all layers quantized\n", scan.quantized_sqnr_db);
   for (const torchquant::LayerSensitivity& row : scan.ranking()) {
-    std::printf("%-40s %-18s alone %8.2f dB   all but this %8.2f dB\n", row.layer.c_str(), row.kind.c_str(), row.alone_sqnr_db,
-                row.but_one_sqnr_db);
+    std::printf("%-40s %-18s alone %8.2f dB   all but this %8.2f dB\n", row.layer.c_str(), row.kind.c_str(),
+                row.alone_sqnr_db, row.but_one_sqnr_db);
   }
 }
 

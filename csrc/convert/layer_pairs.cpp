@@ -122,9 +122,16 @@ std::vector<LayerPair> layer_pairs(const Module& prepared, const std::vector<c10
     Node* layer = float_layers[rows[0].layer].front();
     float_layers[rows[0].layer].pop_front();
     if (node->owningBlock() != conversion.graph().block()) continue;
-    Extract plain = extract(conversion, fused_group(layer, rows[0].fused.size())), lowered = extract(conversion, {node});
-    pairs.push_back({rows[0].layer, rows[0].kind, rows[0].precision, rows[0].kernel,
-                     archive::pass_through_archive(plain.module), archive::pass_through_archive(lowered.module), {}, {}});
+    Extract plain = extract(conversion, fused_group(layer, rows[0].fused.size())),
+            lowered = extract(conversion, {node});
+    pairs.push_back({rows[0].layer,
+                     rows[0].kind,
+                     rows[0].precision,
+                     rows[0].kernel,
+                     archive::pass_through_archive(plain.module),
+                     archive::pass_through_archive(lowered.module),
+                     {},
+                     {}});
     float_values.push_back(plain.inputs);
     quantized_values.push_back(lowered.inputs);
   }

@@ -8,8 +8,8 @@
 
 namespace torchquant::conversion {
 
-// A frozen copy of `prepared` on the CPU in eval mode, its parameters still attributes, before the first pass. Refuses a
-// module that is no prepared one. `prepared` is left as it was.
+// A frozen copy of `prepared` on the CPU in eval mode, its parameters still attributes, before the first pass. Refuses
+// a module that is no prepared one. `prepared` is left as it was.
 Conversion start_conversion(const torch::jit::Module& prepared);
 
 // TorchScript's own clean-up, one of the passes: tuples hide values from the others, and in-place ops make them mean

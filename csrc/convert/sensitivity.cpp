@@ -78,7 +78,8 @@ std::vector<LayerNodes> find_layers(const Conversion& conversion) {
     const Node* fake_quant = weight ? conversion::weight_fake_quant(conversion, weight) : nullptr;
     if (!fake_quant) continue;
     const std::string name = conversion::layer_of(conversion, weight);
-    auto layer = std::find_if(layers.begin(), layers.end(), [&](const LayerNodes& other) { return other.layer == name; });
+    auto layer =
+        std::find_if(layers.begin(), layers.end(), [&](const LayerNodes& other) { return other.layer == name; });
     if (layer == layers.end()) {
       layers.push_back({name, conversion::layer_kind(conversion, node), {}, {}});
       layer = layers.end() - 1;
@@ -88,7 +89,8 @@ std::vector<LayerNodes> find_layers(const Conversion& conversion) {
       if (input != weight) collect_input_fake_quants(conversion, input, layer->inputs);
     }
   }
-  TORCH_CHECK(!layers.empty(), "sensitivity_scan: the module has no layer with a fake-quantized weight; give what torchquant.trace "
+  TORCH_CHECK(!layers.empty(),
+              "sensitivity_scan: the module has no layer with a fake-quantized weight; give what torchquant.trace "
               "makes of a prepared and calibrated model");
   return layers;
 }
@@ -101,7 +103,8 @@ class FakeQuantPaths {
   }
 
   std::string operator()(const Node* node) const {
-    if (conversion::argument(node, "scale")->node()->kind() != kind::choose_qparams) return conversion::quantize_path(node);
+    if (conversion::argument(node, "scale")->node()->kind() != kind::choose_qparams)
+      return conversion::quantize_path(node);
     std::string path;
     if (!node->callstack()) return path;
     for (const auto& entry : (*node->callstack())->vec()) {
@@ -189,12 +192,15 @@ void check_batches(const Module& prepared, const std::vector<std::vector<c10::IV
   TORCH_CHECK_VALUE(!batches.empty(), "sensitivity_scan: batches is empty; give at least one batch of inputs");
   const size_t wanted = prepared.get_method("forward").num_inputs() - 1;
   for (const auto& batch : batches) {
-    TORCH_CHECK_VALUE(batch.size() == wanted, "sensitivity_scan: the model takes ", wanted, " inputs, got ", batch.size());
+    TORCH_CHECK_VALUE(batch.size() == wanted, "sensitivity_scan: the model takes ", wanted, " inputs, got ",
+                      batch.size());
   }
 }
 
 std::vector<c10::IValue> elements(const c10::IValue& value) {
   if (value.isTuple()) return value.toTupleRef().elements().vec();
+  TORCH_CHECK_VALUE(value.isList(), "sqnr: the outputs must be tensors, or tuples and lists of them; got ",
+                    value.tagKind());
   return value.toListRef().vec();
 }
 
@@ -215,8 +221,8 @@ std::vector<LayerFakeQuants> layer_fake_quants(const Module& prepared) {
 void SignalAndNoise::add(const c10::IValue& reference, const c10::IValue& actual) {
   if (!reference.isTensor()) {
     const std::vector<c10::IValue> references = elements(reference), others = elements(actual);
-    TORCH_CHECK_VALUE(references.size() == others.size(), "sqnr: the outputs hold ", references.size(), " and ", others.size(),
-                      " values");
+    TORCH_CHECK_VALUE(references.size() == others.size(), "sqnr: the outputs hold ", references.size(), " and ",
+                      others.size(), " values");
     for (size_t i = 0; i < references.size(); ++i) add(references[i], others[i]);
     return;
   }

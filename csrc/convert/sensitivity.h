@@ -1,5 +1,5 @@
-// Which layers suffer from quantization: switches the fake-quants of a prepared TorchScript module off and on and compares
-// the outputs. Called by C++ users, by tq.sensitivity_scan in Python and by `torchquant scan`.
+// Which layers suffer from quantization: switches the fake-quants of a prepared TorchScript module off and on and
+// compares the outputs. Called by C++ users, by tq.sensitivity_scan in Python and by `torchquant scan`.
 #pragma once
 
 #include <cstddef>
@@ -17,8 +17,8 @@ namespace torchquant {
 // The fake-quants that belong to a layer: those on its weights, and those on what it reads. A layer that runs several
 // times, and all that shares one weight, is one layer.
 struct LayerFakeQuants {
-  std::string layer;  // path of the weight's owner, as the receipt names it
-  std::string kind;   // "conv2d", "linear", "embedding", ...
+  std::string layer;                         // path of the weight's owner, as the receipt names it
+  std::string kind;                          // "conv2d", "linear", "embedding", ...
   std::vector<std::string> weights, inputs;  // paths of the fake-quant modules
 };
 
@@ -29,7 +29,8 @@ TQ_API std::vector<LayerFakeQuants> layer_fake_quants(const torch::jit::Module& 
 struct SignalAndNoise {
   double signal = 0, noise = 0;
 
-  // Tensors, and tuples and lists of them, of the same shapes. Tensors of integers are left out.
+  // Tensors, and tuples and lists of them, of the same shapes. Tensors of integers are left out. Throws c10::Error for
+  // anything else.
   TQ_API void add(const c10::IValue& reference, const c10::IValue& actual);
   // Signal-to-quantization-noise ratio: 10 log10(signal / noise); infinite where nothing differs.
   TQ_API double sqnr_db() const;
@@ -42,7 +43,7 @@ struct LayerSensitivity {
 };
 
 struct SensitivityScan {
-  double quantized_sqnr_db;            // of the model with every layer quantized
+  double quantized_sqnr_db = 0;        // of the model with every layer quantized
   std::vector<LayerSensitivity> rows;  // in program order
 
   // The rows from the layer that hurts most to the one that hurts least: by alone_sqnr_db, equal ones in program order.

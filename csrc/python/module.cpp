@@ -123,8 +123,13 @@ std::vector<at::Tensor> tensors_of(const std::vector<c10::IValue>& values) {
 
 // One dict per layer, whose "float" and "quantized" are (module, inputs).
 py::list list_layer_pairs(const torch::jit::Module& prepared, const std::vector<at::Tensor>& inputs) {
+  std::vector<LayerPair> pairs;
+  {
+    const py::gil_scoped_release no_gil;
+    pairs = layer_pairs(prepared, call_arguments(inputs));
+  }
   py::list result;
-  for (const LayerPair& pair : layer_pairs(prepared, call_arguments(inputs))) {
+  for (const LayerPair& pair : pairs) {
     py::dict row;
     row["layer"] = pair.layer;
     row["kernel"] = pair.kernel;
@@ -148,7 +153,11 @@ py::dict scan_module(const torch::jit::Module& prepared, const std::vector<std::
                      const std::function<void(size_t, size_t)>& progress) {
   std::vector<std::vector<c10::IValue>> arguments;
   for (const std::vector<at::Tensor>& batch : batches) arguments.push_back(call_arguments(batch));
-  const SensitivityScan scan = scan_sensitivity(prepared, arguments, progress);
+  SensitivityScan scan;
+  {
+    const py::gil_scoped_release no_gil;  // `progress` takes it back for its calls
+    scan = scan_sensitivity(prepared, arguments, progress);
+  }
   py::list rows;
   for (const LayerSensitivity& layer : scan.ranking()) {
     py::dict row;

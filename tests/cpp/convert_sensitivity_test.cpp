@@ -1,7 +1,5 @@
-// The sensitivity scan in C++: which fake-quants belong to a layer, what each switch computes, the ranking and the errors; and the
-// layers that are taken out to be measured.
-#include "convert/sensitivity.h"
-
+// The sensitivity scan in C++: which fake-quants belong to a layer, what each switch computes, the ranking and the
+// errors; and the layers that are taken out to be measured.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -10,23 +8,25 @@
 #include "ATen/Functions.h"
 #include "ATen/TensorOperators.h"
 #include "convert/layer_pairs.h"
+#include "convert/sensitivity.h"
 #include "ops/ops.h"
 #include "support/graph_text.h"
 
 namespace torchquant {
 namespace {
 
+using testing::Buffers;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using testing::Buffers;
 using testing::make_module;
 using ::testing::ThrowsMessage;
 
 // Two linear layers whose weights are quantized coarsely (u) and finely (w), with an activation between them.
 Buffers buffers() {
   at::manual_seed(0);
-  return {{"w", at::randn({4, 4})}, {"ws", at::full({4}, 0.02)}, {"u", at::randn({4, 4})}, {"us", at::full({4}, 0.9)},
-          {"z", at::zeros({4})},    {"s", at::full({1}, 0.03)},  {"t", at::full({1}, 0.1)}, {"o", at::full({1}, 120.0)}};
+  return {{"w", at::randn({4, 4})},   {"ws", at::full({4}, 0.02)}, {"u", at::randn({4, 4})},
+          {"us", at::full({4}, 0.9)}, {"z", at::zeros({4})},       {"s", at::full({1}, 0.03)},
+          {"t", at::full({1}, 0.1)},  {"o", at::full({1}, 120.0)}};
 }
 
 constexpr const char* kBody =
@@ -92,11 +92,12 @@ TEST(Sensitivity, SumsOverBatchesAndReportsProgress) {
 }
 
 TEST(Sensitivity, LeavesWhatAnotherLayerReadsQuantized) {
-  const auto module = make_module(buffers(), "x",
-                                  "x = torchquant.fake_quantize(x, self.s, self.o, quant_min=0, quant_max=255)\n"
-                                  "w = torchquant.fake_quantize(self.w, self.ws, self.z, axis=0, quant_min=-127, quant_max=127)\n"
-                                  "u = torchquant.fake_quantize(self.u, self.us, self.z, axis=0, quant_min=-127, quant_max=127)\n"
-                                  "return torch.linear(x, w), torch.linear(x, u)");
+  const auto module =
+      make_module(buffers(), "x",
+                  "x = torchquant.fake_quantize(x, self.s, self.o, quant_min=0, quant_max=255)\n"
+                  "w = torchquant.fake_quantize(self.w, self.ws, self.z, axis=0, quant_min=-127, quant_max=127)\n"
+                  "u = torchquant.fake_quantize(self.u, self.us, self.z, axis=0, quant_min=-127, quant_max=127)\n"
+                  "return torch.linear(x, w), torch.linear(x, u)");
   const auto layers = layer_fake_quants(module);
   EXPECT_EQ(layers[0].inputs, layers[1].inputs);
   const auto scan = scan_sensitivity(module, {{at::randn({32, 4})}});
@@ -127,7 +128,8 @@ TEST(Sensitivity, IsInfiniteWithoutNoise) {
   SignalAndNoise sums;
   sums.add(at::ones({3}), at::ones({3}));
   EXPECT_TRUE(std::isinf(sums.sqnr_db()));
-  sums.add(c10::ivalue::Tuple::create({at::ones({1}), at::arange(3)}), c10::ivalue::Tuple::create({at::zeros({1}), at::arange(3)}));
+  sums.add(c10::ivalue::Tuple::create({at::ones({1}), at::arange(3)}),
+           c10::ivalue::Tuple::create({at::zeros({1}), at::arange(3)}));
   EXPECT_NEAR(sums.sqnr_db(), 10 * std::log10(4), 1e-9);
 }
 
@@ -136,10 +138,16 @@ TEST(Sensitivity, RefusesWhatItCannotScan) {
   const auto plain = make_module({}, "x", "return torch.relu(x)");
   EXPECT_THAT([&] { layer_fake_quants(plain); }, text("no layer with a fake-quantized weight"));
   EXPECT_THAT([&] { scan_sensitivity(prepared(), {}); }, text("batches is empty"));
-  EXPECT_THAT([&] { scan_sensitivity(prepared(), {{at::ones({1, 4}), at::ones({1})}}); }, text("the model takes 1 inputs, got 2"));
+  EXPECT_THAT(
+      [&] {
+        scan_sensitivity(prepared(), {{at::ones({1, 4}), at::ones({1})}});
+      },
+      text("the model takes 1 inputs, got 2"));
   EXPECT_THAT([&] { scan_sensitivity(prepared(), {{at::full({1, 4}, NAN)}}); }, text("outputs hold NaN or infinity"));
   SignalAndNoise sums;
   EXPECT_THAT([&] { sums.add(at::ones({2}), at::ones({3})); }, text("the outputs have shapes [2] and [3]"));
+  EXPECT_THAT([&] { sums.add(c10::IValue(1), c10::IValue(1)); },
+              text("the outputs must be tensors, or tuples and lists of them; got Int"));
 }
 
 TEST(LayerPairs, RunTheFusedOpAndWhatItReplaces) {
@@ -156,7 +164,11 @@ TEST(LayerPairs, RunTheFusedOpAndWhatItReplaces) {
   const at::Tensor h = pairs[0].float_layer.forward(pairs[0].float_inputs).toTensor();
   const at::Tensor codes = pairs[0].quantized_layer.forward(pairs[0].quantized_inputs).toTensor();
   EXPECT_GE(h.min().item<float>(), 0);  // the activation belongs to it
-  EXPECT_LE((dequantize(codes, b["t"], b["o"], std::nullopt, std::nullopt, at::kFloat) - h.clamp_max(13.5)).abs().max().item<float>(), 0.051f);
+  EXPECT_LE((dequantize(codes, b["t"], b["o"], std::nullopt, std::nullopt, at::kFloat) - h.clamp_max(13.5))
+                .abs()
+                .max()
+                .item<float>(),
+            0.051f);
 }
 
 TEST(LayerPairs, FloatModuleHasNoFakeQuants) {

@@ -84,7 +84,8 @@ def test_all_but_one_leaves_off_its_weights_and_what_only_it_reads(net, x):
     fake_quants = named_fake_quants(prepared)
     # The sum reads what body reads, so that stays quantized when body does not.
     for off, row in zip((["stem.0.weight", "x"], ["body.weight"], ["head.weight", "pool"]), report.rows):
-        switched = [fq for path, fq in fake_quants.items() if any(path.endswith(f"{name}_fake_quant") or path.endswith(f".{name}") for name in off)]
+        endings = tuple(ending for name in off for ending in (f"{name}_fake_quant", f".{name}"))
+        switched = [fake_quant for path, fake_quant in fake_quants.items() if path.endswith(endings)]
         if row["layer"] == "body":
             switched += [fq for path, fq in fake_quants.items() if path.endswith("stem_2")]  # read by body; the sum alone is no layer
         for fake_quant in switched:
@@ -130,8 +131,9 @@ def test_a_recurrent_layer_is_one_layer():
     x = torch.randn(3, 2, 6)
     report = tq.sensitivity_scan(lstm, x, None, None, tq.qconfigs.int8_dynamic())
     assert len(report.rows) == 1 and report.rows[0]["modules"] == [""]
-    quantized = sum(p.numel() for n, p in lstm.named_parameters() if "weight" in n) + 4 * sum(p.size(0) for n, p in lstm.named_parameters() if "weight" in n)
-    assert report.rows[0]["quantized_mb"] == quantized / 1e6
+    assert report.rows[0]["kernel"].startswith("quantized_linear_dynamic")
+    weights = [parameter for name, parameter in lstm.named_parameters() if "weight" in name]
+    assert report.rows[0]["quantized_mb"] == sum(weight.numel() + 4 * weight.size(0) for weight in weights) / 1e6
 
 
 def test_tied_weights_are_one_layer_that_a_proposal_quantizes_whole():
@@ -248,6 +250,30 @@ def test_latency_is_that_of_the_fused_op_and_of_all_that_it_replaces(net, x):
     assert report.float_latency_ms > 0 and report.candidates["int8"]["latency_ms"] > 0
 
 
+def test_gains_add_up_to_what_the_whole_model_gains(net, x):
+    report = scan(net, x, measure_latency=True)
+    report.float_latency_ms, report.candidates["int8"]["latency_ms"], report.candidates["int8"]["layers_gain_ms"] = 10.0, 4.0, 3.0
+    for row, gain in zip(report.rows, (0.5, 1.5, 1.0)):
+        row["latency_gain_ms"] = gain
+    quantized = tq.QConfigMapping(tq.QConfig.from_dict(report.rows[0]["qconfig"]))
+    assert report.predict(quantized)["latency_ms"] == pytest.approx(4.0)
+    assert report.predict(tq.QConfigMapping())["latency_ms"] == 10.0
+    one = tq.QConfigMapping().set_module_name("body", quantized.default)
+    assert report.predict(one)["latency_ms"] == pytest.approx(10 - 2 * 1.5)
+    assert report.choices(one) == {"stem.0": "float", "body": "int8", "head": "float"}
+    report.rows = [row for row in report.rows if row["layer"] == "body"]  # as a scan of that layer alone would have
+    assert report.predict(one)["latency_ms"] == pytest.approx(10 - 2 * 1.5)
+
+
+def test_a_layer_that_conversion_leaves_float_is_never_proposed(net, x):
+    report = scan(net, x, measure_latency=True)
+    report.rows[1]["kernel"] = ""
+    assert report.choices(report.propose(max_size_mb=0.0027)) == {"stem.0": "int8", "body": "float", "head": "int8"}
+    with pytest.raises(ValueError, match="the least reachable is 0.002672 MB"):
+        report.propose(max_size_mb=0.0016)
+    assert "stays float" in str(report)
+
+
 def test_float_module_is_the_float_model(net, x):
     prepared = tq.prepare(net, x, INT8)
     tq.calibrate(prepared, [x])
@@ -322,7 +348,7 @@ def test_a_mapping_survives_its_dict(net, x):
         ({"max_size_mb": math.nan}, "propose: max_size_mb must be a finite number of at least 0; got nan"),
         ({"max_size_mb": 1e-6}, r"propose: the budget cannot be met: max_size_mb=1e-06, and the least reachable is 0\.00\d+ MB"),
         ({"max_latency_ms": 1.0}, "propose: max_latency_ms needs a scan with measure_latency=True"),
-        ({"max_size_mb": 0.0015, "max_accuracy_drop": 0.0}, r"max_size_mb=0.0015, and the least reachable with the other budgets is .* MB; max_accuracy_drop=0"),
+        ({"max_size_mb": 0.0015, "max_accuracy_drop": 0.0}, "max_size_mb=0.0015, and the least reachable with the other budgets is .* MB"),
     ],
 )
 def test_budgets_that_cannot_be_met(net, x, budgets, message):
@@ -356,7 +382,8 @@ def test_a_layer_that_quantization_does_not_change_has_infinite_sqnr(x, tmp_path
         model[2].weight.copy_(torch.eye(4))
         model[1].weight.zero_()
         model[1].bias.copy_(torch.tensor([0.0, 1.0, 51.0, 255.0]))  # codes of a scale of 1
-    report = tq.sensitivity_scan(model, x, [x], None, tq.QConfigMapping(INT8).set_module_name("2", None), mode="each_alone", measure_latency=False)
+    mapping = tq.QConfigMapping(INT8).set_module_name("2", None)
+    report = tq.sensitivity_scan(model, x, [x], None, mapping, mode="each_alone", measure_latency=False)
     assert report.rows[0]["alone_sqnr_db"] == math.inf
     report.save(tmp_path / "report.json")
     assert tq.SensitivityReport.load(tmp_path / "report.json") == report
@@ -492,14 +519,16 @@ def test_a_metric_must_be_a_finite_number_and_finished_work_is_kept(net, x, tmp_
         calls.append(1)
         return value if len(calls) == 4 else metric(model)
 
-    with pytest.raises(ValueError, match=r"with all layers but 'stem.0' in 'int8' it returned .*finished evaluations are kept in '.*scan.jsonl'"):
+    message = r"with all layers but 'stem.0' in 'int8' it returned .*finished evaluations are kept in '.*scan.jsonl'"
+    with pytest.raises(ValueError, match=message):
         scan(net, x, evaluate=evaluate, resume=path)
     assert len(path.read_text().splitlines()) == 1 + 2
     scan(net, x, evaluate=metric, resume=path)
 
 
 def test_nan_on_the_float_model_is_seen_first(net, x):
-    with pytest.raises(ValueError, match="evaluate must return a finite number; with the float model it returned nan .give resume='scan.jsonl'"):
+    message = "evaluate must return a finite number; with the float model it returned nan .resume='scan.jsonl' would keep"
+    with pytest.raises(ValueError, match=message):
         scan(net, x, evaluate=lambda model: math.nan)
 
 

@@ -97,7 +97,8 @@ class _Problem:
         objective, _ = self._above_least(quantity)
         # Large, because the solver stops once it is within an absolute gap of the best.
         objective = objective / (objective.max() or 1.0) * 1e5
-        result = milp(objective, constraints=constraints, integrality=np.ones(objective.size), bounds=Bounds(0, 1), options={"mip_rel_gap": 0})
+        integers = np.ones(objective.size)
+        result = milp(objective, constraints=constraints, integrality=integers, bounds=Bounds(0, 1), options={"mip_rel_gap": 0})
         if result.status == _INFEASIBLE:
             return None
         if result.x is None:

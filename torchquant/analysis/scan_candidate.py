@@ -16,6 +16,7 @@ from torchquant.fake_quantize import FakeQuantize
 from torchquant.prepare import float_parameter, prepare
 from torchquant.prepare.quantized_parameter import weight_fake_quants
 from torchquant.qconfig import QConfig, QConfigMapping, as_mapping
+from torchquant.receipt import Receipt
 from torchquant.tracing import Trace
 
 # Of each measurement: enough runs for a median, in a time that is short beside an evaluation.
@@ -143,22 +144,24 @@ class Candidate:
 
     def measure(self, known: dict[str, dict], advance: Callable[[], None]) -> dict:
         """Times every layer as floats and as the integer op that ships, and the whole model both ways:
-        {"float_ms", "quantized_ms", "layers": {name: [float_ms, quantized_ms, kernel]}}. Medians of one call on the example inputs.
-        Floats that another candidate's times in `known` have are taken from there. `advance` is called after each layer."""
+        {"float_ms", "quantized_ms", "kernels": {name: kernel}, "layers": {name: [float_ms, quantized_ms]}}. Medians of one call on the
+        example inputs, without what runs in loops. Floats that another candidate's times in `known` have are taken from there.
+        `advance` is called after each layer."""
         script, inputs = self._trace.script, list(self._trace.inputs)
         if not all(isinstance(tensor, torch.Tensor) for tensor in inputs):
             raise ValueError("sensitivity_scan: latency is measured on models whose inputs are tensors; pass measure_latency=False")
         others = list(known.values())
-        converted, _ = _C.convert(script._c, "allow")
+        converted, receipt_json = _C.convert(script._c, "allow")
         times = {
             "float_ms": others[0]["float_ms"] if others else _median_ms(_C.float_module(script._c), inputs),
             "quantized_ms": _median_ms(converted, inputs),
+            "kernels": {row["layer"].split("#")[0]: row["kernel"] for row in Receipt.from_json(receipt_json).rows},
             "layers": {},
         }
         float_ms = {name: measured[0] for other in others for name, measured in other["layers"].items()}
         for pair in _C.layer_pairs(script._c, inputs):
             name = pair["layer"]
-            measured = times["layers"].setdefault(name, [float_ms.get(name, 0.0), 0.0, pair["kernel"]])
+            measured = times["layers"].setdefault(name, [float_ms.get(name, 0.0), 0.0])
             if name not in float_ms:
                 measured[0] += _median_ms(*pair["float"])
             measured[1] += _median_ms(*pair["quantized"])
@@ -167,11 +170,10 @@ class Candidate:
 
     def set_times(self, times: dict) -> None:
         for layer in self.layers:
+            layer.kernel = next((times["kernels"][name] for name in sorted(layer.names) if times["kernels"].get(name)), "")
             measured = [times["layers"][name] for name in sorted(layer.names) if name in times["layers"]]
-            layer.kernel = measured[0][2] if measured else ""
             if measured:
-                layer.float_ms = sum(times[0] for times in measured)
-                layer.quantized_ms = sum(times[1] for times in measured)
+                layer.float_ms, layer.quantized_ms = (sum(column) for column in zip(*measured))
 
 
 def _median_ms(module, inputs: list[torch.Tensor]) -> float:

@@ -88,22 +88,22 @@ def _check_same(path: Path, header: dict, identity: dict) -> None:
 
 def _difference(key: str, before, now) -> str:
     """What differs, in words; empty where nothing does."""
-    if _same(before, now):
+    if same(before, now):
         return ""
     if isinstance(before, dict) and isinstance(now, dict):
-        names = [name for name in {**before, **now} if not _same(before.get(name), now.get(name))]
+        names = [name for name in {**before, **now} if not same(before.get(name), now.get(name))]
         return f"the {key} of {names[0]!r} differs"
     if isinstance(before, (int, float)) and isinstance(now, (int, float)):
         return f"the {key} was {before:.6g} and is {now:.6g}"
     return f"the {key} differs"
 
 
-def _same(before, now) -> bool:
+def same(before, now) -> bool:
     """Numbers may differ by what another number of threads makes of a sum."""
     if isinstance(before, float) and isinstance(now, float):
         return math.isclose(before, now, rel_tol=1e-4, abs_tol=1e-12)
     if isinstance(before, dict) and isinstance(now, dict):
-        return before.keys() == now.keys() and all(_same(before[key], now[key]) for key in before)
+        return before.keys() == now.keys() and all(same(before[key], now[key]) for key in before)
     if isinstance(before, list) and isinstance(now, list):
-        return len(before) == len(now) and all(map(_same, before, now))
+        return len(before) == len(now) and all(map(same, before, now))
     return before == now

@@ -18,7 +18,7 @@ from torchquant import _C
 from torchquant.analysis import processes
 from torchquant.analysis.processes import Processes
 from torchquant.analysis.scan_candidate import Candidate, ScannedLayer, hash_tensor, hashing_inputs
-from torchquant.analysis.scan_journal import Journal
+from torchquant.analysis.scan_journal import Journal, same
 from torchquant.analysis.sensitivity_report import SensitivityReport
 from torchquant.errors import nearest
 from torchquant.prepare.example_run import evaluating, repeatable, unpack
@@ -134,7 +134,9 @@ class _Scan:
         self.references = self._outputs(self.first)
         signal = sum(_C.signal_and_noise(reference, reference)[0] for reference in self.references)
         if not 0 < signal < math.inf:
-            raise ValueError(f"sensitivity_scan: the float model's outputs must be finite and not all zero; the sum of their squares is {signal}")
+            raise ValueError(
+                f"sensitivity_scan: the float model's outputs must be finite and not all zero; the sum of their squares is {signal}"
+            )
         self.identity = {
             "model": _model_digest(model),
             "example inputs": _inputs_digest([example_inputs]),
@@ -158,7 +160,7 @@ class _Scan:
         identities = self.processes.gather(self.identity)
         for rank, identity in enumerate(identities):
             for key, value in identity.items():
-                if value != identities[0][key]:
+                if not same(value, identities[0][key]):
                     raise RuntimeError(
                         f"sensitivity_scan: the {key} of process {rank} is not that of process 0; build model and data the same "
                         "way in each (the same random seed, the same files)"
@@ -252,11 +254,12 @@ class _Scan:
         return {"metric": self._checked(value, what), "seconds": seconds}
 
     def _checked(self, value, what: str) -> float:
-        kept = f"finished evaluations are kept in '{self.resume}'" if self.resume else "give resume='scan.jsonl' to keep finished evaluations"
+        kept = f"finished evaluations are kept in '{self.resume}'" if self.resume else "resume='scan.jsonl' would keep finished evaluations"
         try:
             metric = float(value)
         except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"sensitivity_scan: evaluate must return a number; with {what} it returned a {type(value).__name__} ({kept})") from None
+            kind = type(value).__name__
+            raise ValueError(f"sensitivity_scan: evaluate must return a number; with {what} it returned a {kind} ({kept})") from None
         if not math.isfinite(metric):
             raise ValueError(f"sensitivity_scan: evaluate must return a finite number; with {what} it returned {metric} ({kept})")
         return metric
@@ -286,11 +289,12 @@ class _Scan:
         latency = next(iter(self.times.values()))["float_ms"] if self.times else None
         candidates = {}
         for name in self.candidates:
-            everything = results[name, "all", ""]
+            everything, times = results[name, "all", ""], self.times.get(name)
             candidates[name] = {
                 "metric": everything["metric"],
                 "sqnr_db": everything["sqnr_db"],
-                "latency_ms": self.times[name]["quantized_ms"] if self.times else None,
+                "latency_ms": times and times["quantized_ms"],
+                "layers_gain_ms": times and sum(float_ms - quantized_ms for float_ms, quantized_ms in times["layers"].values()),
             }
         rows = [self._row(name, layer, results) for name, layers in self.selected.items() for layer in layers]
         evaluations = [self.float_result, *results.values()]
@@ -302,7 +306,11 @@ class _Scan:
             float_size_mb=self.model_bytes / 1e6,
             higher_is_better=self.higher_is_better,
             mode=mode,
-            seconds={"scan": seconds, "evaluations": sum(result["seconds"] for result in evaluations), "evaluation_count": len(evaluations)},
+            seconds={
+                "scan": seconds,
+                "evaluations": sum(result["seconds"] for result in evaluations),
+                "evaluation_count": len(evaluations),
+            },
         )
 
     def _row(self, name: str, layer: ScannedLayer, results: dict[Task, dict]) -> dict:

@@ -44,7 +44,8 @@ class SensitivityReport:
     - "float_mb", "quantized_mb": its weights, in 10^6 bytes.
 
     What was not scanned is None; an SQNR is infinite where quantization changes nothing. `candidates` has for each QConfig the
-    "metric", "sqnr_db" and "latency_ms" of the model with every layer quantized. `seconds` tells what the scan took, and how much
+    "metric", "sqnr_db" and "latency_ms" of the model with every layer quantized, and "layers_gain_ms", the sum of what its layers
+    gain, scanned or not. `seconds` tells what the scan took, and how much
     of it the evaluations were.
     """
 
@@ -75,7 +76,7 @@ class SensitivityReport:
         With budgets for latency or size alone it is the configuration with the least predicted drop of the metric, and of equal
         ones the one with the best SQNR; with `max_accuracy_drop` (in units of the metric) the fastest one within it, or the
         smallest where latency was not measured. Found by integer programming. `predict` tells what it promises: drops and gains
-        of layers are added up, so evaluate the result.
+        of layers are added up, so evaluate the result. Layers that were not scanned stay float.
 
         Raises:
             ValueError: no budget, or one that cannot be met; the error names the least that can be reached.
@@ -160,7 +161,7 @@ class SensitivityReport:
     def _share_of_gain(self, candidate: str) -> float:
         """What a millisecond that a layer gains by itself gains in the model: measured alone, a layer finds its weights in the
         cache, and the model holds more than its layers. The whole model was measured both ways."""
-        gains = sum(row["latency_gain_ms"] or 0.0 for row in self.rows if row["candidate"] == candidate)
+        gains = self.candidates[candidate]["layers_gain_ms"]
         if self.float_latency_ms is None or gains <= 0:
             return 1.0
         return max(self.float_latency_ms - self.candidates[candidate]["latency_ms"], 0.0) / gains
@@ -214,17 +215,20 @@ class SensitivityReport:
             table.add_column(heading, justify="right")
         for row in self.ranking:
             table.add_row(
-                row["layer"], row["kind"], row["candidate"], _number(row["alone_drop"], "{:+.4g}"), _number(row["alone_sqnr_db"], "{:.1f} dB"),
-                _number(row["but_one_gain"], "{:+.4g}"), _number(row["but_one_sqnr_db"], "{:.1f} dB"), _number(row["float_ms"], "{:.3f}"),
-                "stays float" if row["kernel"] == "" else _number(row["quantized_ms"], "{:.3f}"), f"{row['float_mb']:.3f} > {row['quantized_mb']:.3f}",
+                row["layer"], row["kind"], row["candidate"],
+                _number(row["alone_drop"], "{:+.4g}"), _number(row["alone_sqnr_db"], "{:.1f} dB"),
+                _number(row["but_one_gain"], "{:+.4g}"), _number(row["but_one_sqnr_db"], "{:.1f} dB"),
+                _number(row["float_ms"], "{:.3f}"), "stays float" if row["kernel"] == "" else _number(row["quantized_ms"], "{:.3f}"),
+                f"{row['float_mb']:.3f} > {row['quantized_mb']:.3f}",
             )  # fmt: skip
         return table
 
     def _caption(self) -> str:
         models = {"float": {"metric": self.float_metric, "sqnr_db": None, "latency_ms": self.float_latency_ms}, **self.candidates}
         lines = []
+        texts = {"metric": "metric {:.5g}", "sqnr_db": "{:.1f} dB", "latency_ms": "{:.3f} ms"}
         for name, model in models.items():
-            parts = [_number(model["metric"], "metric {:.5g}"), _number(model["sqnr_db"], "{:.1f} dB"), _number(model["latency_ms"], "{:.3f} ms")]
+            parts = [_number(model[quantity], text) for quantity, text in texts.items()]
             lines.append(f"{name}: {', '.join(part for part in parts if part) or 'not evaluated'}")
         return "\n".join(lines)
 
@@ -246,9 +250,8 @@ class SensitivityReport:
 
     def to_dict(self) -> dict:
         """Plain values, for JSON, which has no infinity: an infinite SQNR is None there."""
-        return {"format": _FORMAT, **_map_numbers(asdict(self), lambda value: None if value == math.inf else value), "ranking": [
-            [row["layer"], row["candidate"]] for row in self.ranking
-        ]}  # fmt: skip
+        values = _map_numbers(asdict(self), lambda value: None if value == math.inf else value)
+        return {"format": _FORMAT, **values, "ranking": [[row["layer"], row["candidate"]] for row in self.ranking]}
 
     @classmethod
     def from_dict(cls, values: dict) -> SensitivityReport:

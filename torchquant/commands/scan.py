@@ -34,14 +34,17 @@ _TARGET = "MODULE:NAME"
     "--qconfig", "names", multiple=True, metavar="NAME|FILE",
     help=f"{', '.join(_PRESETS)}, or a .yaml or .json file of a QConfigMapping; repeat to offer several.  [default: int8_static]",
 )  # fmt: skip
-@click.option("--mode", type=click.Choice(MODES), default="both", show_default=True, help="Each layer quantized alone, all but each, or both.")
-@click.option("--layer", "layers", multiple=True, metavar="REGEX", help="Scan only layers whose path (or a parent's) matches; repeat for more.")
+@click.option("--mode", type=click.Choice(MODES), default="both", show_default=True, help="What is quantized.")
+@click.option("--layer", "layers", multiple=True, metavar="REGEX", help="Scan only layers whose path, or a parent's, matches.")
 @click.option("--lower-is-better", is_flag=True, help="The metric is a loss, an error or a perplexity.")
 @click.option("--no-latency", is_flag=True, help="Do not time the layers.")
 @click.option("--max-latency-ms", type=float, help="Propose the most accurate configuration within this latency.")
 @click.option("--max-size-mb", type=float, help="... within this size of weights and buffers, in 10^6 bytes.")
-@click.option("--max-accuracy-drop", type=float, help="Propose the fastest (without latency: smallest) one that loses no more of the metric.")
-@click.option("--output", type=click.Path(file_okay=False), help="Folder for report.json, scan.png and qconfig.yaml; a scan that was killed goes on from it.")
+@click.option("--max-accuracy-drop", type=float, help="Propose the fastest, or without latency the smallest, that loses no more.")
+@click.option(
+    "--output", type=click.Path(file_okay=False),
+    help="Folder for report.json, scan.png and qconfig.yaml; a scan that was killed goes on from it.",
+)  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; torch's choice if not given.")
 @as_json
 def scan(
@@ -108,7 +111,8 @@ def _finish(report, budgets: dict[str, float], folder: Path | None, as_json: boo
 
 def _proposal_table(report, mapping: QConfigMapping, proposal: dict) -> Table:
     figures = {"metric": "{:.5g}", "drop": "{:.4g}", "latency_ms": "{:.4g} ms", "size_mb": "{:.4g} MB"}
-    predicted = ", ".join(f"{name.split('_')[0]} {text.format(proposal[name])}" for name, text in figures.items() if proposal[name] is not None)
+    known = {name: text.format(proposal[name]) for name, text in figures.items() if proposal[name] is not None}
+    predicted = ", ".join(f"{name.split('_')[0]} {text}" for name, text in known.items())
     table = Table(title="Proposal", caption=f"predicted: {predicted}" + (f"\nwritten to {proposal['file']}" if "file" in proposal else ""))
     table.add_column("layer", overflow="fold")
     table.add_column("precision")
