@@ -266,6 +266,9 @@ def test_histograms_are_drawn(net, tmp_path):
     for ending, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
         comparison.plot("relu", tmp_path / f"relu.{ending}")
         assert (tmp_path / f"relu.{ending}").read_bytes().startswith(start)
+    values = json.loads(json.dumps(comparison.histogram("relu")))
+    assert sum(map(sum, values["counts"])) == pytest.approx(4 * 8 * 8 * 8) and len(values["counts"]) == 8
+    assert values["edges"][0] < values["range"][0] <= values["range"][1] < values["edges"][-1]
     with pytest.raises(ValueError, match=r"Comparison: there is no layer 'rellu'; nearest: 'relu'"):
         comparison.plot("rellu", tmp_path / "x.png")
 

@@ -268,6 +268,15 @@ class Comparison:
             )  # fmt: skip
         return table
 
+    def histogram(self, layer: str) -> dict:
+        """A layer's float values as plain numbers: "edges", "counts" (a list per channel, spread over those bins), "range", "observed"."""
+        from torchquant.analysis.histograms import channel_counts  # matplotlib is only loaded where something is drawn
+
+        row = self.row(layer)
+        edges, counts = channel_counts(row)
+        return {"layer": row.layer, "edges": edges.tolist(), "counts": counts.tolist(), "range": row.range and list(row.range),
+                "observed": list(row.observed)}  # fmt: skip
+
     def plot(self, layer: str, path: str | os.PathLike) -> None:
         """Draws a layer's float values, all together and channel by channel, with the range of its fake-quant; the ending of ``path``
         chooses the format (png, svg, pdf)."""

@@ -1,4 +1,4 @@
-"""Drawings of what a layer's float values look like beside the range of their fake-quant. Called by Comparison.plot."""
+"""Drawings of what a layer's float values look like beside the range of their fake-quant. Called by Comparison."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from torchquant.analysis.comparison import ComparedLayer, histogram_of
 _BINS = 160
 
 
-def draw_histograms(row: ComparedLayer, path: str | os.PathLike) -> None:
+def channel_counts(row: ComparedLayer) -> tuple[np.ndarray, np.ndarray]:
+    """(edges of bins that cover the values and the range, counts [channels, bins])."""
     channels = histogram_of(row.histogram) if row.histogram is not None and row.histogram.observed else []
     if not channels:
-        raise ValueError(f"Comparison.plot: {row.layer!r} has no histogram, because none of its values was compared")
+        raise ValueError(f"Comparison: {row.layer!r} has no histogram, because none of its values was compared")
     low, high = row.observed if row.range is None else (min(row.observed[0], row.range[0]), max(row.observed[1], row.range[1]))
     margin = 0.02 * (high - low) or 1.0
     grid = np.linspace(low - margin, high + margin, _BINS + 1)
-    counts = np.stack([_on_grid(np.asarray(edges), values.numpy(), grid) for edges, values in channels])
+    return grid, np.stack([_on_grid(np.asarray(edges), values.numpy(), grid) for edges, values in channels])
 
+
+def draw_histograms(row: ComparedLayer, path: str | os.PathLike) -> None:
+    grid, counts = channel_counts(row)
     figure = Figure(figsize=(8, 6), layout="constrained")
     total, each = figure.subplots(2, 1, sharex=True)
     total.stairs(counts.sum(axis=0), grid, fill=True, color="#4c78a8")
