@@ -143,10 +143,15 @@ class ComparedLayer:
         return self.clipped / self.clippable if self.clippable else None
 
     @property
+    def worse(self) -> tuple[str, Errors] | None:
+        """("prepared" or "converted", its errors), whichever is further from the float value; None where neither has one."""
+        sides = [(name, getattr(self, name).errors) for name in ("prepared", "converted")]
+        return min((side for side in sides if side[1].count), key=lambda side: side[1].sqnr_db, default=None)
+
+    @property
     def sqnr_db(self) -> float | None:
-        """Of the prepared model, or of the converted one where there is no prepared one."""
-        side = self.prepared if self.prepared.errors.count else self.converted
-        return side.errors.sqnr_db if side.errors.count else None
+        """Of the prepared or the converted model, whichever is lower."""
+        return self.worse and self.worse[1].sqnr_db
 
     def to_dict(self) -> dict:
         return {
@@ -229,8 +234,7 @@ class Comparison:
         before = [row.sqnr_db for row in judged[: judged.index(bad)]]
         came_from = f", from {_db(min(before))} before it" if before else ""
         why = f"; {bad.clipped_rate:.1%} of its float values lie outside the range" if bad.clipped_rate else ""
-        form = "prepared" if bad.prepared.errors.count else "converted"
-        return f"{bad.layer!r} goes wrong first: its SQNR in the {form} model is {_db(bad.sqnr_db)}{came_from}{why}."
+        return f"{bad.layer!r} goes wrong first: its SQNR in the {bad.worse[0]} model is {_db(bad.sqnr_db)}{came_from}{why}."
 
     def row(self, layer: str) -> ComparedLayer:
         """The row of a layer; ValueError with the nearest names if there is none."""
