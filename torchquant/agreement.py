@@ -132,7 +132,7 @@ class ReceiptWatch(TorchDispatchMode):
         super().__init__()
         self.pending = [row for row in receipt_rows if row["kernel"]]
 
-    def entered(self, scale: torch.Tensor, zero_point: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    def entered(self, scale: torch.Tensor, zero_point: torch.Tensor, result: torch.Tensor, kwargs: dict) -> torch.Tensor:
         """Floats became codes."""
         return result
 
@@ -146,7 +146,7 @@ class ReceiptWatch(TorchDispatchMode):
                 return func.decompose(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.torchquant.quantize.default:
-            return self.entered(args[1], args[2], result)
+            return self.entered(args[1], args[2], result, kwargs or {})
         if not self.pending or not _is_kernel_of(func, self.pending[0], result):
             return result
         row = self.pending.pop(0)
@@ -177,7 +177,7 @@ class _Comparison(ReceiptWatch):
         self._record(row["layer"], result, expected)
         return torch.empty_like(result).copy_(expected)  # in the memory format of the kernel's own result
 
-    def entered(self, scale, zero_point, result):
+    def entered(self, scale, zero_point, result, kwargs):
         """Where floats become codes, the drift of earlier layers would enter: the fake-quantized model's codes take their place."""
         fitting = [
             (path, codes.reshape(result.shape))

@@ -77,7 +77,6 @@ py::dict summarize_times(std::vector<double> times_ms) {
   return result;
 }
 
-<<<<<<< HEAD
 py::list list_packed_weights(const torch::jit::Module& module) {
   py::list rows;
   for (const PackedWeight& weight : packed_weights(module)) {
@@ -89,7 +88,8 @@ py::list list_packed_weights(const torch::jit::Module& module) {
     rows.append(row);
   }
   return rows;
-=======
+}
+
 py::dict measure_module(torch::jit::Module& module, const std::vector<at::Tensor>& inputs, int64_t warm_up_runs, int64_t runs) {
   std::vector<double> times_ms;
   {
@@ -171,7 +171,6 @@ py::dict scan_module(const torch::jit::Module& prepared, const std::vector<std::
   result["quantized_sqnr_db"] = scan.quantized_sqnr_db;
   result["ranking"] = rows;
   return result;
->>>>>>> val
 }
 
 kernels::Isa isa_named(const std::string& name) {
@@ -214,16 +213,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("summarize_times", torch::wrap_pybind_function(summarize_times), py::arg("times_ms"));
   m.def("measure", torch::wrap_pybind_function(measure_module), py::arg("module"), py::arg("inputs"), py::arg("warm_up_runs"),
         py::arg("runs"));
-<<<<<<< HEAD
   m.def("packed_weights", torch::wrap_pybind_function(list_packed_weights), py::arg("module"));
-=======
   m.def("layer_fake_quants", torch::wrap_pybind_function(list_layer_fake_quants), py::arg("prepared"));
   m.def("layer_pairs", torch::wrap_pybind_function(list_layer_pairs), py::arg("prepared"), py::arg("inputs"));
   m.def("float_module", torch::wrap_pybind_function(float_module), py::arg("prepared"));
   m.def("signal_and_noise", torch::wrap_pybind_function(signal_and_noise), py::arg("reference"), py::arg("actual"));
   m.def("scan_sensitivity", torch::wrap_pybind_function(scan_module), py::arg("prepared"), py::arg("batches"), py::arg("progress"));
   m.def("histogram_edges", torch::wrap_pybind_function(histogram_edges), py::arg("min_val"), py::arg("max_val"), py::arg("bins"));
->>>>>>> val
   m.def("available_isas", torch::wrap_pybind_function(available_isa_names));
   m.def("selected_isa", torch::wrap_pybind_function([] { return std::string(kernels::isa_name(kernels::selected_isa())); }));
   m.def("force_isa", torch::wrap_pybind_function([](const std::string& name) { kernels::force_isa(isa_named(name)); }),

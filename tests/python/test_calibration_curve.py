@@ -28,6 +28,12 @@ def test_movement_is_the_distance_to_the_final_range_over_its_width():
     assert curve.sentence == "After 3 batches (15 samples) no range moved by more than 1.0%."
 
 
+def test_the_end_that_moves_more_counts():
+    grown = torch.cat([batch(1), torch.full((1, 4), 3.0)])
+    curve = calibration_curve(prepared_net(), [batch(1), grown])
+    assert curve.movement["activation_fake_quants.input"] == pytest.approx([2 / 4, 0], abs=0.01)
+
+
 def test_ranges_that_still_move_ask_for_more():
     curve = calibration_curve(prepared_net(), [batch(1), batch(2), batch(4)])
     assert curve.batches_needed == 3

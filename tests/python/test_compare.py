@@ -146,6 +146,24 @@ def test_a_range_that_cuts_is_named_with_its_share(net):
     assert "of its float values lie outside the range" in comparison.sentence
 
 
+def test_a_conversion_that_goes_wrong_is_told_from_a_quantization_that_does(net):
+    model, x, prepared, _ = net
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.conv2.weight.neg_()
+    broken = tq.convert(calibrated(other, x), x)
+    comparison = tq.compare(model, broken, [x], prepared=prepared)
+    assert comparison.first_bad.layer == "relu#2"
+    assert comparison.sentence.startswith("'relu#2' goes wrong first: its SQNR in the converted model is ")
+
+
+def test_the_saturation_of_few_bits_is_counted_alike(net):
+    model, x, _, _ = net
+    prepared = calibrated(model, x, tq.qconfigs.int8_static(activation_bits=4))
+    row = tq.compare(model, tq.convert(prepared, x), [x], prepared=prepared, min_sqnr_db=0).row("x")
+    assert row.converted.saturation_rate == row.prepared.saturation_rate > 0
+
+
 def test_a_sound_model_has_no_bad_layer(net):
     model, x, prepared, _ = net
     comparison = tq.compare(model, prepared, [x])
@@ -266,6 +284,9 @@ def test_histograms_are_drawn(net, tmp_path):
     for ending, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
         comparison.plot("relu", tmp_path / f"relu.{ending}")
         assert (tmp_path / f"relu.{ending}").read_bytes().startswith(start)
+    values = json.loads(json.dumps(comparison.histogram("relu")))
+    assert sum(map(sum, values["counts"])) == pytest.approx(4 * 8 * 8 * 8) and len(values["counts"]) == 8
+    assert values["edges"][0] < values["range"][0] <= values["range"][1] < values["edges"][-1]
     with pytest.raises(ValueError, match=r"Comparison: there is no layer 'rellu'; nearest: 'relu'"):
         comparison.plot("rellu", tmp_path / "x.png")
 

@@ -140,6 +140,45 @@ def test_a_residual_stream_is_left_alone():
     assert row.layer == "b" and row.reason == "its input a is read by other layers too"
 
 
+def test_transformers_split_what_torch_fx_sees():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.up, self.act, self.down = nn.LayerNorm(8), nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8)
+
+        def forward(self, x):
+            return x + self.down(self.act(self.up(self.norm(x))))
+
+    torch.manual_seed(0)
+    x, block = torch.randn(2, 5, 8), Block().eval()
+    encoder = nn.TransformerEncoderLayer(8, 2, 32, batch_first=True).eval()
+    with torch.no_grad():
+        block.up.bias[4] = encoder.linear1.bias[4] = 300.0
+    split = split_outlier_channels(block, x, [x])
+    assert [(row.layer, row.channels) for row in split.torchquant_split_channels] == [("down", [4, 4])]
+    torch.testing.assert_close(split(x), block(x), rtol=1e-4, atol=1e-3)
+    (row,) = split_outlier_channels(nn.Sequential(encoder), x, [x]).torchquant_split_channels
+    assert (row.layer, row.reason) == ("0.linear2", "torch.fx does not see its call")
+
+
+def test_a_layer_that_runs_twice_is_left_alone():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.b(self.b(F.relu(self.a(x))))
+
+    model = Twice().eval()
+    with torch.no_grad():
+        model.a.bias[0] = 1000.0
+        model.b.weight.mul_(1e-3)
+    x = torch.randn(2, 8)
+    (row,) = split_outlier_channels(model, x, [x]).torchquant_split_channels
+    assert (row.layer, row.reason) == ("b", "it runs more than once")
+
+
 def test_tied_weights_are_left_alone():
     first, second, third = (nn.Linear(8, 8, bias=False) for _ in range(3))
     model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third).eval()

@@ -153,8 +153,8 @@ class _Comparing:
         elif result.row["output"] is None:
             layer = result.row["layer"]
             alone = layer in self.rows and not result.row["fused"] and result.result.is_floating_point()
-            value = result.result if alone else None
-            return (layer, value) if alone and value.shape == _float_value(reference, layer).shape else (None, None)
+            fits = alone and _fits(result.result, _float_value(reference, layer))
+            return (layer, result.result) if fits else (None, None)
         else:
             candidates = open_places.get(result.row["output"], [])
         candidates = [key for key in candidates if _fits(result.result, _float_value(reference, key))]
@@ -214,9 +214,9 @@ def _float_value(values: LayerValues, key: str) -> Tensor | None:
     return values.layers.get(key, values.places.get(key))
 
 
-def _fits(value: Tensor, expected: Tensor) -> bool:
+def _fits(value: Tensor, expected: Tensor | None) -> bool:
     """Same shape but for dimensions of one element: a pool keeps those that a mean drops."""
-    return [size for size in value.shape if size != 1] == [size for size in expected.shape if size != 1]
+    return expected is not None and [size for size in value.shape if size != 1] == [size for size in expected.shape if size != 1]
 
 
 def _distance(value: Tensor, expected: Tensor) -> float:

@@ -22,6 +22,7 @@ from torchquant.qconfig import QuantSpec
 BEST_SQNR_DB = 50.0
 _HISTOGRAM_BINS = 512
 _REPORT_BINS = 80
+_DETAIL_BINS = 160
 
 
 @dataclass
@@ -145,10 +146,15 @@ class ComparedLayer:
         return self.clipped / self.clippable if self.clippable else None
 
     @property
+    def worse(self) -> tuple[str, Errors] | None:
+        """("prepared" or "converted", its errors), whichever is further from the float value; None where neither has one."""
+        sides = [(name, getattr(self, name).errors) for name in ("prepared", "converted")]
+        return min((side for side in sides if side[1].count), key=lambda side: side[1].sqnr_db, default=None)
+
+    @property
     def sqnr_db(self) -> float | None:
-        """Of the prepared model, or of the converted one where there is no prepared one."""
-        side = self.prepared if self.prepared.errors.count else self.converted
-        return side.errors.sqnr_db if side.errors.count else None
+        """Of the prepared or the converted model, whichever is lower."""
+        return self.worse and self.worse[1].sqnr_db
 
     def to_dict(self) -> dict:
         return {
@@ -246,8 +252,7 @@ class Comparison:
         before = [row.sqnr_db for row in judged[: judged.index(bad)]]
         came_from = f", from {_db(min(before))} before it" if before else ""
         why = f"; {bad.clipped_rate:.1%} of its float values lie outside the range" if bad.clipped_rate else ""
-        form = "prepared" if bad.prepared.errors.count else "converted"
-        return f"{bad.layer!r} goes wrong first: its SQNR in the {form} model is {_db(bad.sqnr_db)}{came_from}{why}."
+        return f"{bad.layer!r} goes wrong first: its SQNR in the {bad.worse[0]} model is {_db(bad.sqnr_db)}{came_from}{why}."
 
     def row(self, layer: str) -> ComparedLayer:
         """The row of a layer; ValueError with the nearest names if there is none."""
@@ -285,12 +290,22 @@ class Comparison:
             )  # fmt: skip
         return table
 
+    def histogram(self, layer: str) -> dict:
+        """A layer's float values as plain numbers: "edges", "counts" (a list per channel, spread over those bins), "range", "observed"."""
+        row = self.row(layer)
+        found = row.histogram_on_grid(_DETAIL_BINS)
+        if found is None:
+            raise ValueError(f"Comparison: {row.layer!r} has no histogram, because none of its values was compared")
+        edges, counts = found
+        return {"layer": row.layer, "edges": edges.tolist(), "counts": counts.tolist(), "range": row.range and list(row.range),
+                "observed": list(row.observed)}  # fmt: skip
+
     def plot(self, layer: str, path: str | os.PathLike) -> None:
         """Draws a layer's float values, all together and channel by channel, with the range of its fake-quant; the ending of ``path``
         chooses the format (png, svg, pdf)."""
         from torchquant.analysis.histograms import draw_histograms  # matplotlib is only loaded where something is drawn
 
-        draw_histograms(self.row(layer), path)
+        draw_histograms(self.histogram(layer), path)
 
     def __rich__(self) -> Table:
         return self.table()

@@ -179,8 +179,8 @@ class ConvertedValue:
     # of the codes, where the op says; a pool or a table knows only the ratio of its scales
     scale: float | Tensor | None
     zero_point: int | Tensor
-    quant_min: int = 0
-    quant_max: int = 255
+    quant_min: int
+    quant_max: int
 
 
 class _ConvertedRecorder(ReceiptWatch):
@@ -188,8 +188,11 @@ class _ConvertedRecorder(ReceiptWatch):
         super().__init__(receipt_rows)
         self.values: list[ConvertedValue] = []
 
-    def entered(self, scale, zero_point, result):
-        self.values.append(ConvertedValue(None, result.clone(), scale, zero_point))
+    def entered(self, scale, zero_point, result, kwargs):
+        whole = torch.iinfo(result.dtype)
+        ends = (kwargs.get("quant_min"), whole.min), (kwargs.get("quant_max"), whole.max)
+        quant_min, quant_max = (bound if given is None else given for given, bound in ends)
+        self.values.append(ConvertedValue(None, result.clone(), scale, zero_point, quant_min, quant_max))
         return result
 
     def computed(self, row, result, func, kwargs):

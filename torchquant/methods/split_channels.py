@@ -85,6 +85,8 @@ def split_outlier_channels(
     magnitudes = _magnitudes(model, batches, [chain.layer for chain in chains])
     split, rows = copy.deepcopy(model), []
     for chain in chains:
+        if chain.layer not in magnitudes:  # no batch reached it
+            continue
         absmax = chain.per_channel(magnitudes[chain.layer])
         sources, divisors = _plan(absmax, expand_ratio, outlier_factor)
         if len(sources) == len(absmax):
@@ -128,17 +130,20 @@ def _find_chains(model: nn.Module, example_inputs) -> list[_Chain]:
             f"split_outlier_channels: torch.fx cannot trace {type(model).__name__} ({reason}); keep layers with outliers float instead, "
             "with clipping_report(prepared, batches).keep_float(qconfig)"
         ) from None
-    calls = [node.target for node in graph.nodes if node.op == "call_module"]
-    chains = []
-    for node in graph.nodes:
-        if node.op == "call_module" and type(scratch.get_submodule(node.target)) in _LAYERS and calls.count(node.target) == 1:
-            chains.append(_follow_back(scratch, node, calls))
-    return chains
+    nodes = [node for node in graph.nodes if node.op == "call_module"]
+    calls = [node.target for node in nodes]
+    chains = {node.target: _follow_back(scratch, node, calls) for node in nodes if type(scratch.get_submodule(node.target)) in _LAYERS}
+    for path, module in scratch.named_modules():
+        if type(module) in _LAYERS and path not in chains:
+            chains[path] = _Chain(path, reason="torch.fx does not see its call")  # inside a module of torch.nn, such as an encoder layer
+    return list(chains.values())
 
 
 def _follow_back(model: nn.Module, reader: fx.Node, calls: list[str]) -> _Chain:
     chain, layer = _Chain(reader.target), model.get_submodule(reader.target)
-    if getattr(layer, "groups", 1) != 1:
+    if calls.count(reader.target) > 1:
+        chain.reason = "it runs more than once"
+    elif getattr(layer, "groups", 1) != 1:
         chain.reason = "it is a grouped convolution"
     elif _is_tied(model, layer):
         chain.reason = "it shares its weight with another layer"
@@ -202,7 +207,8 @@ def _magnitudes(model: nn.Module, batches, layers: list[str]) -> dict[str, list[
     finally:
         for hook in hooks:
             hook.remove()
-    return {path: torch.maximum(-observer.min_val, observer.max_val).tolist() for path, observer in observers.items()}
+    seen = {path: observer for path, observer in observers.items() if observer.observed}
+    return {path: torch.maximum(-observer.min_val, observer.max_val).tolist() for path, observer in seen.items()}
 
 
 def _watching(observer):
