@@ -1,25 +1,16 @@
 """Calibration: runs a prepared model over batches, so that its observers see the range of every tensor."""
 
 import itertools
-import time
 from collections.abc import Mapping
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from .fake_quantize import FakeQuantize
 from .prepare import PreparedModel
 from .prepare.example_run import evaluating, unpack
 from .prepare.quantized_parameter import weight_fake_quants
+from .progress import ProgressBar
 
-_BAR_AFTER_SECONDS = 2.0
 _NONE = object()
 
 
@@ -65,10 +56,10 @@ def _observe(prepared, fake_quants, batches, total):
         fake_quant.enable_fake_quant(False)
         if fake_quant.observer is not None:
             fake_quant.observer.nonfinite_count.zero_()  # those of an earlier, refused call
-    with evaluating(prepared), torch.no_grad(), _Bar(total) as bar:
+    with evaluating(prepared), torch.no_grad(), ProgressBar("calibrating", total) as bar:
         for index, batch in enumerate(batches):
             _run(prepared, index, batch)
-            bar.advance(index + 1)
+            bar.advance()
 
 
 def finish_calibration(prepared):
@@ -107,30 +98,3 @@ def _run(prepared, index, batch):
 
 def _list(names):
     return ", ".join(names)
-
-
-class _Bar:
-    """A progress bar for someone who is watching and would otherwise wait: on a terminal, from the third second on."""
-
-    def __init__(self, total):
-        self.total = total
-        self.console = Console(stderr=True)
-        self.started = time.monotonic()
-        self.progress = None
-
-    def __enter__(self):
-        return self
-
-    def advance(self, done):
-        if self.progress is None:
-            if not self.console.is_terminal or time.monotonic() - self.started < _BAR_AFTER_SECONDS:
-                return
-            columns = TextColumn("calibrating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            self.progress = Progress(*columns, console=self.console, transient=True)
-            self.task = self.progress.add_task("", total=self.total)
-            self.progress.start()
-        self.progress.update(self.task, completed=done)
-
-    def __exit__(self, *error):
-        if self.progress is not None:
-            self.progress.stop()

@@ -1,6 +1,6 @@
 """calibrate: what it leaves behind, and what it says about batches that it cannot use."""
 
-import sys
+import time
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import torchquant as tq
+from torchquant import progress
 from torchquant.fake_quantize import FakeQuantize
 
 
@@ -81,11 +82,19 @@ def test_calibration_runs_before_the_progress_bar_is_due(capsys):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_the_progress_bar_shows_on_a_terminal_after_a_while(monkeypatch, capsys, terminal):
-    monkeypatch.setattr(sys.modules["torchquant.calibrate"], "_BAR_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "SHOW_AFTER_SECONDS", 0.0)
     monkeypatch.setenv("TERM", "xterm")
     if terminal:
         monkeypatch.setenv("FORCE_COLOR", "1")
-    tq.calibrate(prepared_net(), [torch.randn(2, 4)] * 3)
+
+    def batches():
+        yield torch.randn(2, 4)
+        deadline = time.monotonic() + 30
+        while terminal and progress._display is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield torch.randn(2, 4)
+
+    tq.calibrate(prepared_net(), batches())
     assert ("calibrating" in capsys.readouterr().err) == terminal
 
 

@@ -1,0 +1,1 @@
+"""The commands of `torchquant`, one module each; torchquant.cli lists them."""
