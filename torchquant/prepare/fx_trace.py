@@ -140,6 +140,8 @@ def _follow_training(graph, training_graph):
                 return type(in_eval)(merge(node, *pair) for pair in zip(in_eval, in_training))
             if isinstance(in_eval, dict) and in_eval.keys() == in_training.keys():
                 return {key: merge(node, in_eval[key], in_training[key]) for key in in_eval}
+            if isinstance(in_eval, slice):
+                return slice(*(merge(node, getattr(in_eval, name), getattr(in_training, name)) for name in ("start", "stop", "step")))
         if in_eval == in_training:
             return in_eval
         with graph.inserting_before(node):
