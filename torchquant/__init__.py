@@ -19,6 +19,7 @@ from torchquant.tracing import trace  # noqa: E402
 from torchquant.calibrate import calibrate  # noqa: E402 isort: skip
 from torchquant.convert import convert, quantize_model  # noqa: E402 isort: skip
 from torchquant.functional import dequantize, fake_quantize, quantize  # noqa: E402 isort: skip
+from torchquant import methods  # noqa: E402 isort: skip
 
 # For CMake: -DCMAKE_PREFIX_PATH="$(python -c 'import torchquant; print(torchquant.cmake_prefix_path)')"
 cmake_prefix_path = str(Path(__file__).resolve().parent / "share" / "cmake")
@@ -39,6 +40,7 @@ __all__ = [
     "float_parameter",
     "freeze_batch_norm",
     "load",
+    "methods",
     "prepare",
     "prepare_qat",
     "qconfigs",

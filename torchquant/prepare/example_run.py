@@ -101,7 +101,7 @@ def repeatable():
 
 
 @contextlib.contextmanager
-def _without_fused_attention():
+def without_fused_attention():
     # In eval mode nn.TransformerEncoder would run fused kernels that call none of its layers.
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -179,7 +179,7 @@ def run_example(model, args, kwargs):
         hooks.append(module.register_forward_pre_hook(entered(path), prepend=True, with_kwargs=True))
         hooks.append(module.register_forward_hook(left))
     try:
-        with evaluating(model), torch.no_grad(), repeatable(), _without_fused_attention(), recorder:
+        with evaluating(model), torch.no_grad(), repeatable(), without_fused_attention(), recorder:
             run.output = model(*args, **kwargs)
     except Exception as error:
         raise RuntimeError(f"prepare: the model does not run on example_inputs: {error}") from error

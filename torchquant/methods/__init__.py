@@ -1,0 +1,10 @@
+"""Methods of post-training quantization, each a step of its own; docs/methods.md says when each helps.
+
+Float model in, float model out, before `prepare`: `cross_layer_equalization`, `smooth_quant`. In place on a prepared and calibrated
+model: `bias_correction`, `adaround`. What a method did stands in the model's `torchquant_methods`.
+"""
+
+from .equalization import cross_layer_equalization
+from .report import MethodReport
+
+__all__ = ["MethodReport", "cross_layer_equalization"]
