@@ -20,9 +20,6 @@ from ..prepare.modules.attention import QuantizedAttention
 from ..prepare.patterns import COMPUTE_FUNCTIONS, ComputeLayer, compute_function, is_matrix_layer, operand, runs_as
 from ..prepare.quantized_parameter import extend, recipe_of, withdraw
 
-# Where functions that hold a layer have its bias: (position, name).
-_BIAS = {"linear": (2, "bias"), "conv1d": (2, "bias"), "conv2d": (2, "bias"), "conv_transpose1d": (2, "bias"),
-         "conv_transpose2d": (2, "bias"), "addmm": (0, "input")}  # fmt: skip
 _READS_NO_VALUES = frozenset("__get__ size dim ndimension numel stride is_contiguous is_floating_point type data_ptr".split())
 
 
@@ -136,7 +133,7 @@ class Dataflow:
 
     def same_output(self) -> bool:
         """Whether the model still returns what it returned when it was recorded, up to the rounding of its dtype."""
-        return all(_close(ours, theirs) for ours, theirs in zip(self.run(), self.output, strict=True))
+        return all(close(ours, theirs) for ours, theirs in zip(self.run(), self.output, strict=True))
 
     def value(self, tensor) -> Value | None:
         return self.values.get(id(tensor))
@@ -193,7 +190,7 @@ class Dataflow:
             return None
         if step.function not in COMPUTE_FUNCTIONS and not is_matrix_layer(step.function, step.args, step.kwargs, weight):
             return None
-        bias = step.argument(*_BIAS[step.name]) if step.name in _BIAS else None
+        bias = step.argument(*compute.bias) if compute.bias else None
         if bias is not None and not (isinstance(bias, nn.Parameter) and id(bias) in self.stored):
             return None
         groups = step.argument(6, "groups") if weight.dim() > 2 else 1
@@ -235,7 +232,7 @@ def _tensors_in(output) -> list[Tensor]:
     return [leaf for leaf in output_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _close(ours: Tensor, theirs: Tensor) -> bool:
+def close(ours: Tensor, theirs: Tensor) -> bool:
     if not theirs.is_floating_point():
         return torch.equal(ours, theirs)
     # Rescaling moves each value by a rounding error or two, which a deep network sums up.
