@@ -28,6 +28,10 @@ sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "examples")) if path not
 import digits as digits_example  # noqa: E402
 
 
+# Outlier channels as large language models have them: a few channels of every normalised tensor, tens of times larger than the rest.
+OUTLIER_CHANNELS, OUTLIER_FACTOR = 3, 30.0
+
+
 class Workload:
     """Base: `metric` names the score, `higher_is_better` orders it; `example` is the input for prepare and convert, `calibration` a list
     of batches of training data."""
@@ -35,6 +39,7 @@ class Workload:
     name: str
     metric: str
     higher_is_better: bool
+    trained: str  # names the float model's file: workloads that share a model share it
     example: torch.Tensor
     calibration: list[torch.Tensor]
 
@@ -54,7 +59,7 @@ class Workload:
         """The float model of this seed, in eval mode: trained at the first call, read from `CACHE` afterwards."""
         torch.manual_seed(seed)
         model = self.build()
-        path = CACHE / f"{self.name}-{seed}-{self._fingerprint()}.pt"
+        path = CACHE / f"{self.trained}-{seed}-{self._fingerprint()}.pt"
         if path.exists():
             model.load_state_dict(torch.load(path))
             return model.eval()
@@ -81,6 +86,7 @@ class Digits(Workload):
     """scikit-learn's 1,797 scanned digits and the residual CNN of examples/digits.py (one depthwise layer, with ReLU6)."""
 
     name, metric, higher_is_better = "digits", "accuracy", True
+    trained = "digits"
     learning_rate = 3e-3
 
     def __init__(self):
@@ -113,7 +119,7 @@ class Separable(nn.Sequential):
 class MobileDigits(Digits):
     """The digits again, by a small MobileNet: a plain chain of depthwise and pointwise layers."""
 
-    name = "mobile"
+    name = trained = "mobile"
 
     def build(self):
         return nn.Sequential(
@@ -172,6 +178,14 @@ class CharacterTransformer(nn.Module):
         self.head = nn.Linear(self.WIDTH, len(string.printable))
         self.register_buffer("place", torch.arange(self.CONTEXT), persistent=False)
 
+    def normalised(self):
+        """(norm, the linear layers that read it) for every norm."""
+        for block in self.blocks:
+            attention, mlp = block.attention, block.mlp
+            yield block.norm1, (attention.q_proj, attention.k_proj, attention.v_proj)
+            yield block.norm2, (mlp.gate, mlp.up)
+        yield self.norm, (self.head,)
+
     def forward(self, ids):
         x = self.characters(ids) + self.positions(self.place[: ids.size(1)])
         for block in self.blocks:
@@ -183,6 +197,7 @@ class LanguageModel(Workload):
     """The source of Python's standard library, character by character: every tenth file is kept for the test."""
 
     name, metric, higher_is_better = "lm", "perplexity", False
+    trained = "lm"
     learning_rate = 4e-3
     STEPS, BATCH, TEST_WINDOWS = 1500, 16, 512
 
@@ -190,9 +205,8 @@ class LanguageModel(Workload):
         train_text, test_text = self._read()
         context = CharacterTransformer.CONTEXT
         self.train_ids, test_ids = _ids(train_text), _ids(test_text)
-        starts = torch.linspace(0, len(test_ids) - context - 1, self.TEST_WINDOWS).long()
-        self.test_windows = torch.stack([test_ids[start : start + context + 1] for start in starts])
-        windows = self.train_ids[: 128 * context].view(-1, context)
+        self.test_windows = _spread_windows(test_ids, self.TEST_WINDOWS, context + 1)
+        windows = _spread_windows(self.train_ids, 16 * self.BATCH, context)
         self.example, self.calibration = windows[:4], list(windows.split(self.BATCH))
 
     @staticmethod
@@ -226,6 +240,25 @@ class LanguageModel(Workload):
         return torch.stack(losses).double().mean().exp().item()
 
 
+class OutlierLanguageModel(LanguageModel):
+    """The same trained transformer with outlier channels put in by rescaling, which changes no float result: in every norm before linear
+    layers, 3 of 64 channels times 30, the weights that read them divided by 30. Dettmers et al. ("LLM.int8()", NeurIPS 2022) find such
+    channels, up to 60 times larger, in every language model of more than 6 billion parameters; one of this size grows none by itself."""
+
+    name = "lm_outliers"
+
+    def float_model(self, seed):
+        model = LanguageModel.float_model(self, seed)
+        with torch.no_grad():
+            for norm, readers in model.normalised():
+                chosen = torch.randperm(norm.weight.numel())[:OUTLIER_CHANNELS]
+                norm.weight[chosen] *= OUTLIER_FACTOR
+                norm.bias[chosen] *= OUTLIER_FACTOR
+                for reader in readers:
+                    reader.weight[:, chosen] /= OUTLIER_FACTOR
+        return model
+
+
 def _ids(text: str) -> torch.Tensor:
     """Positions in string.printable; anything else reads as a question mark."""
     unknown = string.printable.index("?")
@@ -234,8 +267,14 @@ def _ids(text: str) -> torch.Tensor:
     return table[torch.frombuffer(bytearray(text.encode("ascii", errors="replace")), dtype=torch.uint8).long()]
 
 
+def _spread_windows(ids: torch.Tensor, count: int, length: int) -> torch.Tensor:
+    """[count, length], evenly spread over the text."""
+    starts = torch.linspace(0, len(ids) - length, count).long()
+    return ids[starts.unsqueeze(1) + torch.arange(length)]
+
+
 def _next_character_loss(model, windows: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
 
 
-WORKLOADS: dict[str, type[Workload]] = {workload.name: workload for workload in (Digits, MobileDigits, LanguageModel)}
+WORKLOADS: dict[str, type[Workload]] = {workload.name: workload for workload in (Digits, MobileDigits, LanguageModel, OutlierLanguageModel)}

@@ -57,9 +57,9 @@ def adaround(
     prepared: nn.Module,
     batches,
     *,
-    iterations: int = 1000,
-    learning_rate: float = 1e-2,
-    regularization: float = 0.1,
+    iterations: int = 500,
+    learning_rate: float = 0.05,
+    regularization: float = 3.0,
     beta: tuple[float, float] = (20.0, 2.0),
     warm_start: float = 0.2,
     batch_size: int = 32,
@@ -68,9 +68,11 @@ def adaround(
     """Learns the rounding of the weights of a prepared and calibrated model. In place; returns `prepared`.
 
     Nagel et al., "Up or down? Adaptive rounding for post-training quantization" (ICML 2020). Layer by layer in the order in which they
-    run, each weight may take the code below or above it. A rectified sigmoid stands for the choice; Adam makes the layer's output on
-    quantized inputs (those of the layers before, rounded already) approach the float model's, and a regulariser drives each choice to one
-    of the two codes. A layer keeps its nearest rounding where the learned one is no better on the batches.
+    run, each weight may take the code below or above it. A rectified sigmoid stands for the choice; Adam makes the layer's output on its
+    quantized input (that of the layers before, rounded already) approach what the float weight gives on it, and a regulariser drives each
+    choice to one of the two codes. A layer keeps its nearest rounding where the learned one is no better on the batches. (The paper's
+    last step, aiming at the output on the float model's input, is left out: it made transformers worse than nearest rounding, for
+    there most of the error of a layer's input comes along the residual stream, which no rounding can mend.)
 
     Weights move onto the chosen codes, and their scales stay, so that `convert` writes exactly these codes; a second call finds nothing
     left to choose. Convolutions, transposed ones, linear layers and products with a parameter are rounded, of any width, per tensor, channel
@@ -78,7 +80,7 @@ def adaround(
 
     Args:
         prepared: from `prepare` or `prepare_qat`, calibrated.
-        batches: typical inputs, as for `calibrate`; kept in memory, together with one layer's inputs and outputs.
+        batches: typical inputs, as for `calibrate`; kept in memory, together with one layer's inputs and outputs, and run once per layer.
         iterations: Adam steps per layer.
         learning_rate: Adam's.
         regularization: weight of the regulariser beside the output's error, which is 1 for nearest rounding.
@@ -88,7 +90,7 @@ def adaround(
         seed: of the draws; the same seed, batches and number of threads give the same codes.
 
     Returns:
-        `prepared`. The newest entry of its ``torchquant_methods`` is the report: a row per layer with its output's error against float,
+        `prepared`. The newest entry of its ``torchquant_methods`` is the report: a row per layer with its output's squared error,
         relative to its energy, by nearest and by learned rounding, and the part of its weights that moved to the other code; or the reason
         why it was left alone.
 
@@ -175,15 +177,16 @@ def _expanded(qparam: Tensor, spec, weight: Tensor) -> Tensor:
 
 
 class _Samples:
-    """A layer's calls with quantized inputs, and what each returns in float."""
+    """A layer's calls with quantized inputs, and what each returns with the float weight."""
 
     def __init__(self, run: QuantizedModelRun, keys: list[Key], weight: Tensor):
         self.pairs: list[tuple[LayerCall, Tensor]] = []
         self.rows = weight.size(0)
-        for key in keys:
-            for index in range(len(run.batches)):
-                targets = [call.result for call in run.calls_of(key, index, quantized=False)]
-                self.pairs += zip(run.calls_of(key, index, quantized=True), targets, strict=True)
+        with torch.no_grad():
+            for key in keys:
+                for index in range(len(run.batches)):
+                    for call in run.calls_of(key, index, quantized=True):
+                        self.pairs.append((call, self.result(call, call.input, weight)))
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[LayerCall, Tensor, Tensor]:
         """(call, input, target) of `count` samples of one call."""
