@@ -11,6 +11,8 @@ A row is one (workload, seed, weights, method); to add a method, add a function 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import statistics
 import sys
 import time
@@ -140,6 +142,18 @@ def finished_rows(fresh: bool) -> list[dict]:
     return document["rows"]
 
 
+@contextlib.contextmanager
+def only_writer():
+    """Two runs would overwrite each other's rows."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with open(workloads.ROOT / "build" / "methods.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit("another run of benchmarks/methods.py is writing benchmarks/results/methods.json; wait for it or stop it") from None
+        yield
+
+
 def run(names, seeds, fresh: bool) -> None:
     rows = {key_of(row): row for row in finished_rows(fresh)}
     missing = [key for key in planned(names, seeds) if key not in rows]
@@ -219,7 +233,8 @@ def main() -> int:
         parser.error("--check goes with --docs")
     if options.docs:
         return draw_docs(options.check)
-    run(options.workloads, options.seeds, options.fresh)
+    with only_writer():
+        run(options.workloads, options.seeds, options.fresh)
     return 0
 
 

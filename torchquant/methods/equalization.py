@@ -148,7 +148,8 @@ def _passes_factors(step: Step, value: Value, layer: Layer) -> bool:
 
 def _equalize(pairs: list[_Pair]) -> None:
     for _ in range(_MAX_SWEEPS):
-        if all(_equalize_pair(pair) <= _SETTLED for pair in pairs):
+        changes = [_equalize_pair(pair) for pair in pairs]
+        if max(changes, default=0.0) <= _SETTLED:
             return
 
 
