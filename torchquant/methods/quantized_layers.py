@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from ..calibrate import named_fake_quants
 from ..fake_quantize import FakeQuantize
@@ -59,9 +60,11 @@ class LayerCall:
         return self.input.dim() > (1 if self.compute.layer.kind == "linear" else self.weight.dim() - 1)
 
     def repeat(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The same call on another input and weight."""
-        args, kwargs = with_operand(self.args, self.kwargs, self.compute.input, x)
-        return self.function(*with_operand(args, kwargs, self.compute.weight, weight)[0], **kwargs)
+        """The same call on another input and weight. No gradient goes anywhere else."""
+        args, kwargs = pytree.tree_map_only(Tensor, Tensor.detach, (self.args, self.kwargs))
+        args, kwargs = with_operand(args, kwargs, self.compute.input, x)
+        args, kwargs = with_operand(args, kwargs, self.compute.weight, weight)
+        return self.function(*args, **kwargs)
 
     def channels_last(self, result: Tensor) -> Tensor:
         """A result as [everything else, output channels]."""
