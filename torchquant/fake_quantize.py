@@ -110,6 +110,14 @@ class FakeQuantize(QuantizationState):
             self.observer = observer
             self.update_qparams()
 
+    @torch.no_grad()
+    def keep_qparams_for(self, x: Tensor) -> None:
+        """Makes the range of `x` the one observed and leaves scale and zero point as they are, so that `follow` does too: for
+        values that were chosen to fit these qparams."""
+        observer = make_observer(self.spec).to(x.device)
+        observer(x)
+        self.observer = observer
+
     def get_extra_state(self) -> Tensor:
         """The flags, as a tensor because tools take every value of a state_dict for one."""
         return torch.tensor([self.observer_enabled, self.fake_quant_enabled, self._progress], dtype=torch.uint8)

@@ -440,3 +440,18 @@ def test_googlenet_with_auxiliary_heads_is_prepared_module_by_module():
     prepared.train()
     assert prepared(torch.randn(2, 3, 64, 64)).aux_logits1 is not None
     assert kept_float(prepared)["aux1.fc1"] == "example_inputs do not reach it"
+
+
+def test_a_slice_up_to_a_size_of_the_input_traces():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.register_buffer("table", torch.randn(8, 4))
+
+        def forward(self, x):
+            return self.layer(x + self.table[: x.size(1)])
+
+    prepared = tq.prepare(Positions(), torch.randn(2, 5, 4), tq.qconfigs.int8_static())
+    assert prepared.torchquant_report.graph == "torch.fx"
+    assert prepared(torch.randn(1, 3, 4)).shape == (1, 3, 4)

@@ -140,6 +140,8 @@ def _follow_training(graph, training_graph):
                 return type(in_eval)(merge(node, *pair) for pair in zip(in_eval, in_training))
             if isinstance(in_eval, dict) and in_eval.keys() == in_training.keys():
                 return {key: merge(node, in_eval[key], in_training[key]) for key in in_eval}
+            if isinstance(in_eval, slice):
+                return slice(*(merge(node, getattr(in_eval, name), getattr(in_training, name)) for name in ("start", "stop", "step")))
         if in_eval == in_training:
             return in_eval
         with graph.inserting_before(node):
@@ -193,16 +195,16 @@ def _check_output(model, graph, run, values):
     recorder = _Values(model, graph=graph)
     with evaluating(model), torch.no_grad(), repeatable():
         output = recorder.run(*values)
-    ours, theirs = list(_leaves(output)), list(_leaves(run.output))
+    ours, theirs = list(output_leaves(output)), list(output_leaves(run.output))
     if len(ours) != len(theirs) or not all(_same(*pair) for pair in zip(ours, theirs)):
         raise Untraceable("the traced graph computes something else than the model")
 
 
-def _leaves(value):
+def output_leaves(value):
     """What pytree finds, and what the dataclasses hold that it was not told of."""
     for leaf in pytree.tree_leaves(value):
         if dataclasses.is_dataclass(leaf):
-            yield from _leaves([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+            yield from output_leaves([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
         else:
             yield leaf
 

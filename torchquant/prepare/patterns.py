@@ -43,6 +43,7 @@ class ComputeFunction:
     layer: ComputeLayer
     input: tuple[int, str] = (0, "input")
     weight: tuple[int, str] = (1, "weight")
+    bias: tuple[int, str] | None = (2, "bias")
 
 
 _CONV = frozenset({"static"})
@@ -63,11 +64,11 @@ COMPUTE_FUNCTIONS = {
     F.conv2d: ComputeFunction(COMPUTE_MODULES[nn.Conv2d]),
     F.conv_transpose1d: ComputeFunction(COMPUTE_MODULES[nn.ConvTranspose1d]),
     F.conv_transpose2d: ComputeFunction(COMPUTE_MODULES[nn.ConvTranspose2d]),
-    F.embedding: ComputeFunction(EMBEDDING),
+    F.embedding: ComputeFunction(EMBEDDING, bias=None),
 }
-_MATMUL = ComputeFunction(MATRIX, (0, "input"), (1, "other"))
-_MM = ComputeFunction(MATRIX, (0, "input"), (1, "mat2"))
-_ADDMM = ComputeFunction(MATRIX, (1, "mat1"), (2, "mat2"))
+_MATMUL = ComputeFunction(MATRIX, (0, "input"), (1, "other"), None)
+_MM = ComputeFunction(MATRIX, (0, "input"), (1, "mat2"), None)
+_ADDMM = ComputeFunction(MATRIX, (1, "mat1"), (2, "mat2"), (0, "input"))
 # Layers only where the second operand is a two-dimensional parameter; see is_matrix_layer.
 _MATRIX_PRODUCTS = {
     torch.matmul: _MATMUL, torch.Tensor.matmul: _MATMUL, torch.Tensor.__matmul__: _MATMUL, operator.matmul: _MATMUL, "matmul": _MATMUL,

@@ -1,0 +1,196 @@
+"""smooth_quant: what it smooths in transformers of every style, that it changes no result, and what it says about the rest."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import torchquant as tq
+from torchquant.methods import smooth_quant
+
+WIDTH = 16
+
+
+def report_of(model):
+    return model.torchquant_methods[-1]
+
+
+def with_outliers(x):
+    return x * torch.where(torch.arange(x.size(-1)) == 3, 50.0, 1.0)
+
+
+def assert_same_function(model, smoothed, x):
+    expected = model(x)
+    torch.testing.assert_close(smoothed(x), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+class RmsNorm(nn.Module):
+    """Written out, as in Hugging Face's Llama."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(WIDTH) + 0.5)
+
+    def forward(self, x):
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+class Llama(nn.Module):
+    def __init__(self, key_heads=4):
+        super().__init__()
+        self.norm1, self.norm2 = RmsNorm(), RmsNorm()
+        self.q_proj, self.o_proj = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
+        self.k_proj, self.v_proj = (nn.Linear(WIDTH, 4 * key_heads, bias=False) for _ in range(2))
+        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(WIDTH, 24), nn.Linear(WIDTH, 24), nn.Linear(24, WIDTH)
+
+    def forward(self, x):
+        h = self.norm1(x)
+        q, k, v = (p(h).unflatten(-1, (-1, 4)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        k, v = (t.repeat_interleave(q.size(1) // t.size(1), 1) if t.size(1) != q.size(1) else t for t in (k, v))
+        weights = torch.softmax(torch.matmul(q, k.transpose(2, 3)) / 2, dim=-1)
+        x = x + self.o_proj(torch.matmul(weights, v).transpose(1, 2).contiguous().reshape(x.shape))
+        h = self.norm2(x)
+        return x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+
+
+class Gpt(nn.Module):
+    """addmm on flattened inputs, one weight for q, k and v: as in Hugging Face's GPT-2."""
+
+    def __init__(self, split="split"):
+        super().__init__()
+        self.split = split
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        for name, inputs, outputs in (("qkv", WIDTH, 3 * WIDTH), ("out", WIDTH, WIDTH), ("fc", WIDTH, 32), ("proj", 32, WIDTH)):
+            self.register_parameter(f"{name}_weight", nn.Parameter(torch.randn(inputs, outputs) / 4))
+            self.register_parameter(f"{name}_bias", nn.Parameter(torch.randn(outputs)))
+
+    def product(self, name, x):
+        weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
+        return torch.addmm(bias, x.view(-1, x.size(-1)), weight).view(*x.shape[:-1], weight.size(1))
+
+    def forward(self, x):
+        qkv = self.product("qkv", self.norm1(x))
+        if self.split == "split":
+            q, k, v = (t.unflatten(-1, (4, -1)).transpose(1, 2) for t in qkv.split(WIDTH, dim=2))
+        else:
+            qkv = qkv.reshape(x.size(0), x.size(1), 3, 4, WIDTH // 4).permute(2, 0, 3, 1, 4)
+            q, k, v = qkv.unbind(0) if self.split == "unbind" else (qkv[0], qkv[1], qkv[2])
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        if self.split == "reversed":
+            mixed = mixed.flip(1)
+        x = x + self.product("out", mixed.transpose(1, 2).reshape(x.shape))
+        return x + self.product("proj", F.gelu(self.product("fc", self.norm2(x))))
+
+
+def test_llama_style_is_smoothed_throughout():
+    model, x = Llama().eval(), with_outliers(torch.randn(2, 5, WIDTH))
+    state = copy.deepcopy(model.state_dict())
+    smoothed = smooth_quant(model, x[:1], [x])
+    assert_same_function(model, smoothed, torch.randn(3, 4, WIDTH))
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    absorbed = {row["layer"]: row["absorbed_by"] for row in report_of(smoothed).rows}
+    assert absorbed == {
+        "q_proj, k_proj, v_proj": "norm1", "o_proj": "v_proj", "gate_proj, up_proj": "norm2", "down_proj": "up_proj"}  # fmt: skip
+
+
+def test_factors_are_those_of_the_paper():
+    model = nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 2))
+    model[0].weight.data = torch.tensor([16.0, 1.0])
+    model[1].weight.data = torch.tensor([[1.0, 0.25], [0.5, -4.0]])
+    x = torch.tensor([[1.0, -1.0]])  # normalized: 1, -1
+    for alpha, factors in ((0.5, (4.0, 0.5)), (1.0, (16.0, 1.0)), (0.0, (1.0, 0.25))):
+        smoothed = smooth_quant(model, x, [x], alpha=alpha)
+        torch.testing.assert_close(smoothed[0].weight.detach() * torch.tensor(factors), model[0].weight.detach(), rtol=1e-4, atol=0)
+        torch.testing.assert_close(smoothed[1].weight.detach(), model[1].weight.detach() * torch.tensor(factors), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_torch_encoder_layers(norm_first):
+    layer = nn.TransformerEncoderLayer(WIDTH, 4, 32, norm_first=norm_first, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval(), with_outliers(torch.randn(2, 5, WIDTH))
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    smoothed = smooth_quant(model, x, [x])
+    assert_same_function(model, smoothed, torch.randn(2, 5, WIDTH))
+    assert type(smoothed.layers[0].self_attn) is nn.MultiheadAttention
+    changed = report_of(smoothed).changed
+    inside = [f"layers.{i}.{name}" for i in range(2) for name in ("self_attn.out_proj", "linear2")]
+    behind_norms = [f"layers.{i}.{name}" for i in range(2) for name in ("self_attn.in_proj_weight", "linear1")]
+    assert set(changed) == {*inside, *(behind_norms if norm_first else ())}
+    if not norm_first:
+        assert "reads its input too" in report_of(smoothed).left_alone["layers.0.linear1"]
+    rows = slice(2 * WIDTH, 3 * WIDTH)  # only the value's rows took the factors of out_proj in
+    before, after = model.layers[0].self_attn.in_proj_bias, smoothed.layers[0].self_attn.in_proj_bias
+    assert torch.equal(before[: rows.start], after[: rows.start]) and not torch.equal(before[rows], after[rows])
+
+
+@pytest.mark.parametrize("split", ["split", "unbind", "index"])
+def test_one_weight_for_query_key_and_value(split):
+    model, x = Gpt(split).eval(), with_outliers(torch.randn(2, 5, WIDTH))
+    smoothed = smooth_quant(model, x, [x])
+    assert_same_function(model, smoothed, x)
+    assert report_of(smoothed).changed == ["qkv_weight", "out_weight", "fc_weight"]
+    assert "gelu" in report_of(smoothed).left_alone["proj_weight"]
+
+
+def test_channels_that_change_places_on_the_way_are_noticed_and_put_back():
+    x = torch.randn(2, 5, WIDTH)
+    smoothed = smooth_quant(Gpt("reversed").eval(), x, [x])
+    assert "flip" in report_of(smoothed).left_alone["out_weight"]
+
+    class Transposed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.v, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x):
+            v = self.v(x).unflatten(-1, (4, 4)).transpose(-1, -2).flatten(-2)
+            return 1e-6 * self.out(v)  # too small to be seen in the model's output
+
+    model = Transposed()
+    smoothed = smooth_quant(model, x, [x])
+    assert "do not arrive" in report_of(smoothed).left_alone["out"]
+    assert all(torch.equal(value, smoothed.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_fewer_value_heads_than_query_heads_are_left_alone():
+    model, x = Llama(key_heads=2).eval(), torch.randn(2, 5, WIDTH)
+    smoothed = smooth_quant(model, x, [x])
+    assert_same_function(model, smoothed, x)
+    assert "o_proj" in report_of(smoothed).left_alone
+
+
+def test_it_recovers_what_outliers_cost_and_composes():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    model[0].weight.data[3] *= 100
+    model[1].weight.data[:, 3] /= 100
+    x = torch.randn(64, WIDTH)
+    smoothed = smooth_quant(model, x[:2], [x])
+    qconfig = tq.qconfigs.int8_static()
+    plain, better = (float((tq.quantize_model(m, x[:2], qconfig, [x])(x) - model(x)).detach().square().mean()) for m in (model, smoothed))
+    assert better < plain / 4
+    both = tq.methods.cross_layer_equalization(smoothed, x)
+    assert [report.method for report in both.torchquant_methods] == ["smooth_quant", "cross_layer_equalization"]
+    assert_same_function(model, both, x)
+    tq.prepare_qat(both, x[:2], qconfig)(x).sum().backward()
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.5, "half", True])
+def test_alpha_must_be_a_share(alpha):
+    with pytest.raises(ValueError, match="smooth_quant: alpha must be a number from 0 to 1"):
+        smooth_quant(nn.Linear(2, 2), torch.randn(1, 2), [torch.randn(1, 2)], alpha=alpha)
+
+
+def test_bad_batches_are_refused():
+    model, x = nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 2)), torch.randn(1, 2)
+    with pytest.raises(TypeError, match="smooth_quant: batches must be an iterable of batches.*put a single batch into a list"):
+        smooth_quant(model, x, x)
+    with pytest.raises(ValueError, match="smooth_quant: batches is empty"):
+        smooth_quant(model, x, [])
+    with pytest.raises(RuntimeError, match="smooth_quant: the model does not run on batch 1"):
+        smooth_quant(model, x, [x, torch.randn(1, 3)])
+    with pytest.raises(ValueError, match="smooth_quant: the inputs of 1 are infinite or NaN"):
+        smooth_quant(model, x, [torch.full((1, 2), torch.nan)])

@@ -1,0 +1,50 @@
+"""What every method asks of its arguments before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from ..calibrate import named_fake_quants
+from ..fake_quantize import FakeQuantize
+from ..prepare import PreparedModel
+from ..quantized_model import QuantizedModel
+
+
+def check_float_model(method: str, model) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{method}: model must be a float torch.nn.Module, got {type(model).__name__}")
+    for path, module in model.named_modules():
+        what = (
+            "prepared already" if isinstance(module, (PreparedModel, FakeQuantize))
+            else "converted already" if isinstance(module, QuantizedModel)
+            else "a TorchScript module" if isinstance(module, torch.jit.ScriptModule)
+            else None
+        )  # fmt: skip
+        if what:
+            raise TypeError(f"{method}: model must be a float model, and {path or 'the model itself'} is {what}; call {method} before prepare")
+
+
+def check_calibrated(method: str, prepared) -> None:
+    if not isinstance(prepared, PreparedModel):
+        raise TypeError(
+            f"{method}: prepared must be a model that torchquant.prepare or prepare_qat returned, got {type(prepared).__name__}"
+        )
+    unseen = [name for name, fake_quant in named_fake_quants(prepared).items() if not fake_quant.observed]
+    if unseen:
+        raise ValueError(f"{method}: {', '.join(unseen)} saw no data yet; run torchquant.calibrate first")
+
+
+def batches_as_list(method: str, batches) -> list:
+    """All batches, kept in memory because a method goes over them more than once."""
+    if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"{method}: batches must be an iterable of batches, such as a list or a DataLoader, got a {type(batches).__name__}; "
+            "put a single batch into a list"
+        )
+    batches = list(batches)
+    if not batches:
+        raise ValueError(f"{method}: batches is empty; give at least one batch of typical inputs")
+    return batches

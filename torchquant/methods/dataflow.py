@@ -1,0 +1,242 @@
+"""One run of a float model as a graph of tensors: which function made each and which functions read it.
+
+Cross-layer equalization and SmoothQuant find in it what they may rescale. It is recorded while the model runs, so it needs no
+tracing: control flow, functional calls on parameters and Hugging Face models come as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from ..prepare.example_run import evaluating, repeatable, unpack, without_fused_attention
+from ..prepare.fx_trace import output_leaves
+from ..prepare.modules.attention import QuantizedAttention
+from ..prepare.patterns import COMPUTE_FUNCTIONS, ComputeLayer, compute_function, is_matrix_layer, operand, runs_as
+from ..prepare.quantized_parameter import extend, recipe_of, withdraw
+
+_READS_NO_VALUES = frozenset("__get__ size dim ndimension numel stride is_contiguous is_floating_point type data_ptr".split())
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor of the run. `made_by` is None for inputs and what is stored in the model."""
+
+    tensor: Tensor
+    made_by: Step | None = None
+    readers: list[Step] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Step:
+    """One call of a torch function by the module at the path `caller`."""
+
+    function: object
+    args: tuple
+    kwargs: dict
+    caller: str
+    inputs: list[Value]
+    outputs: list[Value] = field(default_factory=list)
+    layer: Layer | None = None
+
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__name__", str(self.function))
+
+    def __str__(self):
+        return f"{self.name} in {self.caller!r}" if self.caller else self.name
+
+    def argument(self, position: int, name: str):
+        return operand(self.args, self.kwargs, (position, name))
+
+
+@dataclass(eq=False)
+class Layer:
+    """A convolution, linear layer or product with a parameter, all of whose weights are plain parameters of the model."""
+
+    name: str
+    kind: ComputeLayer
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    groups: int
+    input: Value
+    output: Value
+
+    @property
+    def channels(self) -> int:
+        """How many output channels there are."""
+        return self.weight.size(self.kind.weight_axis) * (self.groups if self.is_transposed else 1)
+
+    @property
+    def is_transposed(self) -> bool:
+        return self.kind.kind.startswith("conv_transpose")
+
+    @property
+    def is_convolution(self) -> bool:
+        return self.kind.kind.startswith("conv")
+
+    def by_channels(self) -> Tensor:
+        """The weight as a view [groups, outputs of a group, inputs of a group, positions]."""
+        weight = self.weight.detach()
+        weight = weight.unsqueeze(0) if not self.is_convolution else weight.unflatten(0, (self.groups, -1))
+        weight = weight if weight.dim() > 3 else weight.unsqueeze(-1)
+        weight = weight.flatten(3)
+        inputs_first = self.is_transposed or (not self.is_convolution and self.kind.weight_axis == 1)
+        return weight.transpose(1, 2) if inputs_first else weight
+
+    def output_ranges(self) -> Tensor:
+        """Largest magnitude of the weights of each output channel."""
+        return self.by_channels().abs().amax((2, 3)).flatten()
+
+    def input_ranges(self) -> Tensor:
+        """Largest magnitude of the weights that read each input channel."""
+        return self.by_channels().abs().amax((1, 3)).flatten()
+
+    def scale_outputs(self, factors: Tensor) -> None:
+        """Multiplies each output channel, bias included."""
+        self.by_channels().mul_(factors.view(self.groups, -1, 1, 1))
+        if self.bias is not None:
+            self.bias.detach().mul_(factors)
+
+    def scale_inputs(self, factors: Tensor) -> None:
+        """Multiplies the weights that read each input channel."""
+        self.by_channels().mul_(factors.view(self.groups, 1, -1, 1))
+
+
+class Dataflow:
+    """Runs `model` in eval mode on the example and keeps what it did; `output` is what it returned.
+
+    `layers` are in the order in which they ran; `uses` says how often each stored tensor was read.
+    """
+
+    def __init__(self, owner: str, model: nn.Module, example_inputs):
+        self.owner = owner
+        self.args, self.kwargs = unpack(example_inputs, f"{owner}: example_inputs")
+        self.model = model
+        self.steps: list[Step] = []
+        self.values: dict[int, Value] = {}  # id of a tensor -> the newest value that it holds
+        self.stored = {id(tensor): name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
+        self.uses: dict[int, int] = {}
+        self.callers = [""]
+        self.output = self._record()
+        self.layers = [step.layer for step in self.steps if step.layer is not None]
+
+    def run(self) -> list[Tensor]:
+        """What the model returns on the example, now."""
+        with evaluating(self.model), torch.no_grad(), repeatable(), without_fused_attention():
+            return [leaf.clone() for leaf in _tensors_in(self.model(*self.args, **self.kwargs))]
+
+    def same_output(self) -> bool:
+        """Whether the model still returns what it returned when it was recorded, up to the rounding of its dtype."""
+        return all(close(ours, theirs) for ours, theirs in zip(self.run(), self.output, strict=True))
+
+    def value(self, tensor) -> Value | None:
+        return self.values.get(id(tensor))
+
+    def used_once(self, tensor: Tensor | None) -> bool:
+        return tensor is None or self.uses.get(id(tensor), 0) == 1
+
+    def _record(self) -> list[Tensor]:
+        hooks = []
+        for path, module in self.model.named_modules():
+            hooks.append(module.register_forward_pre_hook(lambda *_, path=path: self.callers.append(path), prepend=True))
+            hooks.append(module.register_forward_hook(self._leave))
+        try:
+            with evaluating(self.model), torch.no_grad(), repeatable(), without_fused_attention(), open_attention(self.model):
+                with _Recorder(self):
+                    output = self.model(*self.args, **self.kwargs)
+        except Exception as error:
+            raise RuntimeError(f"{self.owner}: the model does not run on example_inputs: {error}") from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        returned = _tensors_in(output)
+        end = Step("the model's output", (), {}, "", [])
+        for tensor in returned:
+            self._value_of(tensor).readers.append(end)
+        return [tensor.clone() for tensor in returned]
+
+    def _leave(self, *_) -> None:
+        self.callers.pop()
+
+    def note(self, function, args, kwargs, result) -> None:
+        made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        if not made and getattr(function, "__name__", "") in _READS_NO_VALUES:
+            return
+        read = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        for tensor in read:
+            if id(tensor) in self.stored:
+                self.uses[id(tensor)] = self.uses.get(id(tensor), 0) + 1
+        step = Step(function, args, kwargs, self.callers[-1], [self._value_of(tensor) for tensor in read])
+        for value in step.inputs:
+            value.readers.append(step)
+        step.outputs = [Value(tensor, step) for tensor in made]
+        self.values.update({id(value.tensor): value for value in step.outputs})  # a tensor changed in place is a new value
+        step.layer = self._layer(step)
+        self.steps.append(step)
+
+    def _value_of(self, tensor: Tensor) -> Value:
+        return self.values.setdefault(id(tensor), Value(tensor))
+
+    def _layer(self, step: Step) -> Layer | None:
+        compute = compute_function(step.function)
+        weight = step.argument(*compute.weight) if compute else None
+        if not isinstance(weight, nn.Parameter) or id(weight) not in self.stored or compute.layer.kind == "embedding":
+            return None
+        if step.function not in COMPUTE_FUNCTIONS and not is_matrix_layer(step.function, step.args, step.kwargs, weight):
+            return None
+        bias = step.argument(*compute.bias) if compute.bias else None
+        if bias is not None and not (isinstance(bias, nn.Parameter) and id(bias) in self.stored):
+            return None
+        groups = step.argument(6, "groups") if weight.dim() > 2 else 1
+        read = step.inputs[[id(value.tensor) for value in step.inputs].index(id(step.argument(*compute.input)))]
+        name = self.stored[id(weight)].removesuffix(".weight")
+        return Layer(name, compute.layer, weight, bias, groups or 1, read, step.outputs[0])
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, dataflow: Dataflow):
+        super().__init__()
+        self.dataflow = dataflow
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        self.dataflow.note(function, args, kwargs, result)
+        return result
+
+
+@contextlib.contextmanager
+def open_attention(model: nn.Module):
+    """Lets every nn.MultiheadAttention call its projections one by one, as a prepared one does: torch's own forward is one call."""
+    opened = [
+        module
+        for module in model.modules()
+        if runs_as(module, nn.MultiheadAttention) and module.bias_k is None and not module.add_zero_attn and recipe_of(module) is None
+    ]
+    for module in opened:
+        extend(module, mixin=QuantizedAttention)
+    try:
+        yield
+    finally:
+        for module in opened:
+            withdraw(module, QuantizedAttention)
+
+
+def _tensors_in(output) -> list[Tensor]:
+    return [leaf for leaf in output_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def close(ours: Tensor, theirs: Tensor) -> bool:
+    if not theirs.is_floating_point():
+        return torch.equal(ours, theirs)
+    # Rescaling moves each value by a rounding error or two, which a deep network sums up.
+    allowed = 1e-3 if theirs.dtype == torch.float32 else 0.1
+    finite = theirs.isfinite()
+    difference = (ours - theirs)[finite].double().norm()
+    return torch.equal(ours.isfinite(), finite) and bool(difference <= allowed * theirs[finite].double().norm() + 1e-30)
