@@ -225,6 +225,8 @@ class FakeQuantize(QuantizationState):
             self._ensure_allocated("scale", shape, x.device)
             self._ensure_allocated("zero_point", shape, x.device)
         self._advance(_HAS_QPARAMS)
+        if self._used is not None:
+            self._used = None  # the buffers hold what this forward uses
         return _ops.fused_observe_fake_quantize(
             x, observer.min_val, observer.max_val, observer.nonfinite_count, self.scale, self.zero_point,
             averaging_constant=spec.averaging_constant, axis=spec.axis, symmetric=spec.symmetric,
@@ -259,8 +261,8 @@ class FakeQuantize(QuantizationState):
 
     def _qparams_for_backward(self) -> tuple[Tensor, Tensor]:
         """Copies: a later forward, or the merging of processes, overwrites the buffers, maybe before this backward."""
-        if _recomputing() and self._used is not None:
-            return self._used
+        if _recomputing():
+            return self._used or (self.scale, self.zero_point)
         copies = self.scale.clone(), self.zero_point.clone()
         if not torch.compiler.is_compiling():
             self._used = copies
