@@ -24,11 +24,11 @@ class Schedule:
         start_observers_after: steps that pass before activations are observed, while a fresh model's first activations say
             little about the later ones. Weights are always known.
         start_fake_quant_after: steps in float before anything is fake-quantized (Krishnamoorthi, "Quantizing deep
-            convolutional networks for efficient inference", 2018, section 3.4). Observers watch meanwhile.
+            convolutional networks for efficient inference", 2018). Observers watch meanwhile.
         stop_observers_after: steps after which the ranges of activations stay as they are. Those of weights go on
             following the weights. None: never.
         freeze_batch_norm_after: steps after which batch norms normalize with their running statistics and leave them alone,
-            as at inference (Krishnamoorthi, section 3.2.2). None: never.
+            as at inference (Krishnamoorthi, 2018). None: never.
 
     The numbers count calls of `step()`; 0 is from the start. What a `calibrate` before has decided stays: its observers
     are off and are not turned on again unless `start_observers_after` says so.
