@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchquant.observers import HistogramObserver, MovingAverageMinMaxObserver, QuantizationState, make_observer, state_shape
-from torchquant.process_group import merge_observers, merge_ranges, training_group
+from torchquant.process_group import check_even_inputs, merge_observers, merge_ranges, training_group
 from torchquant.qconfig import QuantSpec
 
 _ops = torch.ops.torchquant
@@ -296,6 +296,7 @@ def _merge(prepared: nn.Module, group) -> None:
     merged = [module for module in fake_quants if module.observer is not None and module.observer_enabled and not module.of_parameter]
     if not merged:
         return
+    check_even_inputs()
     merge_ranges([fake_quant.observer for fake_quant in merged], group)
     for fake_quant in merged:
         if fake_quant.fake_quant_enabled:

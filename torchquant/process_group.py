@@ -14,6 +14,15 @@ def training_group():
     return None if wrapper is None else wrapper.process_group
 
 
+def check_even_inputs() -> None:
+    """A process that runs out of batches would leave the others waiting for its ranges."""
+    if nn.parallel.DistributedDataParallel._active_ddp_module._join_config.enable:
+        raise RuntimeError(
+            "fake_quantize: DistributedDataParallel.join() is not supported while observers are on; give every process as many batches, or "
+            "calibrate before training"
+        )
+
+
 @torch.no_grad()
 def merge_ranges(observers, group) -> None:
     """Gives each observer the range that it has over all processes of the group, by one all-reduce.

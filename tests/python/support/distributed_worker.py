@@ -83,6 +83,16 @@ def refused(observer):
     return None
 
 
+def uneven():
+    wrapped = DistributedDataParallel(prepared_net(tq.qconfigs.int8_static()))
+    try:
+        with wrapped.join():
+            wrapped(share(BATCHES[0]))
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
 def calibrated_on_shares(observer):
     torch.manual_seed(7)
     prepared = tq.prepare(Net(), BATCHES[0], tq.qconfigs.int8_static(observer=observer))
@@ -116,6 +126,7 @@ def scenarios():
         "learned from mse": lambda: learned_from_first_batch(by_mse),
         "pact": lambda: learned_from_first_batch(tq.qconfigs.pact()),
         "refused": lambda: refused("mse"),
+        "uneven": uneven,
         "calibrated min_max": lambda: calibrated_on_shares("min_max"),
         "calibrated mse": lambda: calibrated_on_shares("mse"),
         "delayed": delayed,
