@@ -15,6 +15,8 @@ from torchquant.quantized_model import QuantizedModel, load  # noqa: E402
 from torchquant.receipt import Receipt  # noqa: E402
 from torchquant.tracing import trace  # noqa: E402
 
+from torchquant import training  # noqa: E402
+
 # Last, so that these names are the functions and not the modules of the same names.
 from torchquant.calibrate import calibrate  # noqa: E402 isort: skip
 from torchquant.convert import convert, quantize_model  # noqa: E402 isort: skip
@@ -55,5 +57,6 @@ __all__ = [
     "report",
     "sensitivity_scan",
     "trace",
+    "training",
     "validate",
 ]

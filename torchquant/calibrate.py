@@ -60,7 +60,7 @@ def finish_calibration(prepared):
     followed = {fake_quant for _, _, fake_quant in weight_fake_quants(prepared)} if prepared.torchquant_training else set()
     for fake_quant in fake_quants.values():
         fake_quant.enable_fake_quant(True)
-        fake_quant.enable_observer(fake_quant in followed and not fake_quant.spec.learnable)
+        fake_quant.enable_observer(fake_quant in followed and not fake_quant.spec.learns)
 
 
 def check_calibrated(prepared, caller):

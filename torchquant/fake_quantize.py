@@ -8,7 +8,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from torchquant.observers import MovingAverageMinMaxObserver, QuantizationState, make_observer, state_shape
+from torchquant.observers import HistogramObserver, MovingAverageMinMaxObserver, QuantizationState, make_observer, state_shape
+from torchquant.process_group import check_even_inputs, merge_observers, merge_ranges, training_group
 from torchquant.qconfig import QuantSpec
 
 _ops = torch.ops.torchquant
@@ -18,6 +19,12 @@ _NOTHING_SEEN, _SEEN, _HAS_QPARAMS = range(3)
 
 # 2^-100, below which no scale may fall; numerics/affine.h
 _MIN_SCALE = 2.0**-100
+_MIN_CLIP = 255 * _MIN_SCALE
+
+
+def _recomputing() -> bool:
+    """Whether a backward is running: torch.utils.checkpoint then repeats a forward that was observed already."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class FakeQuantize(QuantizationState):
@@ -28,21 +35,28 @@ class FakeQuantize(QuantizationState):
     With the observer alone (calibration) the tensor passes through unchanged, in either mode.
 
     A learnable spec takes its first scale from calibration, or else from the first batch, and then learns it: LSQ (Esser
-    et al., ICLR 2020), LSQ+ (Bhalgat et al., CVPR workshops 2020) for zero points. In distributed training, calibrate
-    first, so that every process starts from the same scale.
+    et al., ICLR 2020), LSQ+ (Bhalgat et al., CVPR workshops 2020) for zero points. With `learnable_clip` the parameter is
+    `clip`, the largest magnitude of the range, and the scale follows it: PACT (Choi et al., 2018).
+
+    In a DistributedDataParallel, the range of an activation is that of all processes: from the second batch on, a step
+    quantizes with the range of the steps before it, and the prepared model merges the ranges after each forward. When
+    torch.utils.checkpoint repeats a forward, nothing is observed again. (A weight is the same in every process;
+    `of_parameter` says that this is one.)
 
     A dynamic spec has no state: each row gets its own scale in each forward.
     """
 
-    __jit_unused_properties__ = ["observed", "nonfinite_count"]  # torch.jit.trace would compile them
+    __jit_unused_properties__ = ["observed", "nonfinite_count", "has_learned_range"]  # torch.jit.trace would compile them
 
-    def __init__(self, spec: QuantSpec, name: str = ""):
+    def __init__(self, spec: QuantSpec, name: str = "", *, of_parameter: bool = False):
         super().__init__()
         self.spec = spec
         self.name = name  # where it stands in the model, for error messages
+        self.of_parameter = of_parameter
         self.observer_enabled = True
         self.fake_quant_enabled = True
         self._progress = _NOTHING_SEEN
+        self._used = None  # scale and zero point of the newest forward, where they changed since
         if spec.dynamic:
             self.observer = None
             return
@@ -50,8 +64,11 @@ class FakeQuantize(QuantizationState):
         count = self.observer.min_val.numel()
         self._register("scale", torch.ones(count), spec.learnable)
         self._register("zero_point", torch.zeros(count), spec.learnable_zero_point)
+        if spec.learnable_clip:
+            self.register_parameter("clip", nn.Parameter(torch.ones(count)))
         averages = isinstance(self.observer, MovingAverageMinMaxObserver)
-        self._fused = averages and spec.group_size is None and not spec.learnable
+        plain = spec.rounding == "nearest" and not (spec.learns or spec.power_of_two)
+        self._fused = averages and spec.group_size is None and plain
 
     def _register(self, name: str, value: Tensor, learnable: bool) -> None:
         if learnable:
@@ -71,6 +88,7 @@ class FakeQuantize(QuantizationState):
         if enabled:
             self._finish_calibration()
 
+    @torch.compiler.disable  # it reads the device
     def _finish_calibration(self) -> None:
         self._notice_copied_state()
         if self._progress == _SEEN:
@@ -80,13 +98,18 @@ class FakeQuantize(QuantizationState):
         """Buffers that were copied from another model (torch.optim.swa_utils.AveragedModel) bring no flags with them. Reads
         the device, as long as nothing was seen."""
         if self._progress == _NOTHING_SEEN and not self.spec.dynamic and self.observed:
-            learned = self.spec.learnable and self.fake_quant_enabled
+            learned = self.spec.learns and self.fake_quant_enabled
             self._progress = _HAS_QPARAMS if learned else _SEEN
 
     @property
     def observed(self) -> bool:
         """Whether every channel saw a finite value; always true where nothing is to be seen. Reads the device."""
         return self.observer is None or self.observer.observed
+
+    @property
+    def has_learned_range(self) -> bool:
+        """Whether gradients move the range from here on, which observing would set back."""
+        return self.spec.learns and self._progress == _HAS_QPARAMS
 
     @property
     def nonfinite_count(self) -> int:
@@ -99,6 +122,8 @@ class FakeQuantize(QuantizationState):
         for name, value in zip(("scale", "zero_point"), self.observer.calculate_qparams()):
             self._ensure_allocated(name, value.shape, value.device)
             getattr(self, name).data.copy_(value)
+        if self.spec.learnable_clip:
+            self.clip.data.copy_(_ops.pact_clip(self.scale, self.zero_point, **self._codes()))
         self._advance(_HAS_QPARAMS)
 
     @torch.no_grad()
@@ -126,9 +151,13 @@ class FakeQuantize(QuantizationState):
         observer_enabled, fake_quant_enabled, self._progress = state.tolist()
         self.observer_enabled, self.fake_quant_enabled = bool(observer_enabled), bool(fake_quant_enabled)
 
+    def _load_from_state_dict(self, *arguments):
+        super()._load_from_state_dict(*arguments)
+        self._follow_optimizer()
+
     def train(self, mode: bool = True):
-        """Also brings a learned scale back into range after the last optimizer step before an evaluation."""
-        self._clamp_learned_scale()
+        """Also takes over what the last optimizer step before an evaluation left."""
+        self._follow_optimizer()
         return super().train(mode)
 
     def extra_repr(self) -> str:
@@ -143,9 +172,10 @@ class FakeQuantize(QuantizationState):
         if self._progress == _NOTHING_SEEN and self.fake_quant_enabled and not torch.compiler.is_compiling():
             self._finish_calibration()
         if self._observes_now():
-            if self.fake_quant_enabled and self._fused:
+            group = None if self.of_parameter else training_group()
+            if self.fake_quant_enabled and self._fused and group is None:
                 return self._observe_and_fake_quantize(x)
-            self._observe(x)
+            self._observe(x, group)
         if not self.fake_quant_enabled:
             return x
         if self._progress == _NOTHING_SEEN:
@@ -156,18 +186,40 @@ class FakeQuantize(QuantizationState):
         return self._fake_quantize(x)
 
     def _observes_now(self) -> bool:
+        if not self.observer_enabled or _recomputing():
+            return False
         # Evaluating a model in training must not move its ranges, as it does not move those of a batch norm.
-        ranges_fixed = self.fake_quant_enabled and not self.training and self._progress == _HAS_QPARAMS
-        return self.observer_enabled and not ranges_fixed
+        return self.training or not self.fake_quant_enabled or self._progress != _HAS_QPARAMS
 
-    def _observe(self, x: Tensor) -> None:
+    def _observe(self, x: Tensor, group) -> None:
+        if group is not None:
+            self._check_merges()
         self.observer(x)
         if not self.fake_quant_enabled:
             self._advance(_SEEN)
             return
+        if group is not None:
+            if self._progress == _HAS_QPARAMS:
+                return  # the prepared model merges what was seen and updates the scale: merge_after_forward
+            self._merge_first_batch(group)
         self.update_qparams()
-        if self.spec.learnable:
+        if self.spec.learns:
             self.observer_enabled = False  # from here on training moves the scale
+
+    def _check_merges(self) -> None:
+        starts_learning = self.spec.learns and self.fake_quant_enabled
+        if isinstance(self.observer, HistogramObserver) and not starts_learning:
+            raise RuntimeError(
+                f"fake_quantize: {self.name or 'this FakeQuantize'}: processes in training merge ranges, not histograms, and its "
+                f'observer is {self.spec.observer!r}; give the QConfig observer="moving_average", or calibrate before training'
+            )
+
+    def _merge_first_batch(self, group) -> None:
+        """One scale from the start: what follows in this very forward depends on it."""
+        if isinstance(self.observer, HistogramObserver):
+            merge_observers([self.observer], group, "fake_quantize")
+        else:
+            merge_ranges([self.observer], group)
 
     def _advance(self, progress: int) -> None:
         if self._progress != progress:  # writing it in every step would recompile a compiled model
@@ -181,6 +233,8 @@ class FakeQuantize(QuantizationState):
             self._ensure_allocated("scale", shape, x.device)
             self._ensure_allocated("zero_point", shape, x.device)
         self._advance(_HAS_QPARAMS)
+        if self._used is not None:
+            self._used = None  # the buffers hold what this forward uses
         return _ops.fused_observe_fake_quantize(
             x, observer.min_val, observer.max_val, observer.nonfinite_count, self.scale, self.zero_point,
             averaging_constant=spec.averaging_constant, axis=spec.axis, symmetric=spec.symmetric,
@@ -189,30 +243,80 @@ class FakeQuantize(QuantizationState):
 
     def _fake_quantize(self, x: Tensor) -> Tensor:
         spec = self.spec
+        if spec.learnable_clip and self.training:
+            self._follow_optimizer()
+            return _ops.pact_fake_quantize(x, self.clip, self.zero_point, **self._codes())
+        if spec.learnable:
+            return self._fake_quantize_learned(x)
+        scale, zero_point = self._qparams_for_backward() if self.training and self.observer_enabled else (self.scale, self.zero_point)
+        granularity = {"axis": spec.axis, "group_size": spec.group_size}
+        if spec.rounding != "nearest" and self.training:
+            noise = torch.empty_like(x, dtype=torch.float32).uniform_(-0.5, 0.5)
+            rounds = spec.rounding == "stochastic"
+            return _ops.noisy_fake_quantize(x, noise, scale, zero_point, **granularity, **self._codes(), round=rounds)
+        return _ops.fake_quantize(x, scale, zero_point, **granularity, **self._codes())
+
+    def _fake_quantize_learned(self, x: Tensor) -> Tensor:
+        spec = self.spec
         grad_factor = 1.0
-        if spec.learnable and torch.is_grad_enabled() and not torch.jit.is_tracing():
-            if self.training:  # what an optimizer step left; train() sees to the last one
-                self._clamp_learned_scale()
+        if torch.is_grad_enabled() and not torch.jit.is_tracing():
+            if self.training:  # train() sees to the last step
+                self._follow_optimizer()
             grad_factor = 1.0 / math.sqrt(x.numel() / self.scale.numel() * spec.quant_max)
         return _ops.fake_quantize(
-            x, self.scale, self.zero_point, axis=spec.axis, group_size=spec.group_size,
-            quant_min=spec.quant_min, quant_max=spec.quant_max, grad_factor=grad_factor,
-        )  # fmt: skip
+            x, self.scale, self.zero_point, axis=spec.axis, group_size=spec.group_size, **self._codes(), grad_factor=grad_factor
+        )
+
+    def _qparams_for_backward(self) -> tuple[Tensor, Tensor]:
+        """Copies: a later forward, or the merging of processes, overwrites the buffers, maybe before this backward."""
+        if _recomputing():
+            return self._used or (self.scale, self.zero_point)
+        copies = self.scale.clone(), self.zero_point.clone()
+        if not torch.compiler.is_compiling():
+            self._used = copies
+        return copies
 
     def _fake_quantize_rows(self, x: Tensor) -> Tensor:
         spec = self.spec
-        codes = {"quant_min": spec.quant_min, "quant_max": spec.quant_max}
         rows = {"axis": -1, "group_size": spec.group_size or _length_of_rows(x)}
-        scale, zero_point = _ops.choose_qparams(x, **rows, symmetric=spec.symmetric, **codes)
-        return _ops.fake_quantize(x, scale, zero_point, **rows, **codes)
+        scale, zero_point = _ops.choose_qparams(x, **rows, symmetric=spec.symmetric, **self._codes())
+        return _ops.fake_quantize(x, scale, zero_point, **rows, **self._codes())
 
-    def _clamp_learned_scale(self) -> None:
+    def _codes(self) -> dict:
+        return {"quant_min": self.spec.quant_min, "quant_max": self.spec.quant_max}
+
+    def _follow_optimizer(self) -> None:
+        """Brings a learned scale back into range, or the scale to a learned clipping value."""
         if self.spec.learnable:
             self.scale.data.clamp_(min=_MIN_SCALE)  # .data: a backward that is still to come need not know
+        elif self.spec.learnable_clip and self._progress == _HAS_QPARAMS:
+            self.clip.data.clamp_(min=_MIN_CLIP)
+            self.scale.data.copy_(_ops.pact_scale(self.clip, self.zero_point, **self._codes()))
 
     def _ensure_allocated(self, name: str, shape, device) -> None:
         if getattr(self, name).numel() == 0:
             getattr(self, name).data = torch.ones(shape, device=device)
+
+
+@torch.compiler.disable
+def _merge(prepared: nn.Module, group) -> None:
+    fake_quants = [module for module in prepared.modules() if isinstance(module, FakeQuantize)]
+    merged = [module for module in fake_quants if module.observer is not None and module.observer_enabled and not module.of_parameter]
+    if not merged:
+        return
+    check_even_inputs()
+    merge_ranges([fake_quant.observer for fake_quant in merged], group)
+    for fake_quant in merged:
+        if fake_quant.fake_quant_enabled:
+            fake_quant.update_qparams()
+
+
+def merge_after_forward(prepared: nn.Module, args, output) -> None:
+    """The forward hook of a prepared model: inside a DistributedDataParallel, gives the observers of all processes the same
+    state after every training step, by one all-reduce."""
+    group = training_group()
+    if group is not None and prepared.training:
+        _merge(prepared, group)
 
 
 def _length_of_rows(x: Tensor) -> int:

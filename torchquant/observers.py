@@ -82,6 +82,10 @@ class Observer(QuantizationState):
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """(scale, zero_point); scale 1 where nothing was seen."""
+        scale, zero_point = self._choose_qparams()
+        return _ops.power_of_two_qparams(scale, zero_point, **self._codes()) if self.spec.power_of_two else (scale, zero_point)
+
+    def _choose_qparams(self) -> tuple[Tensor, Tensor]:
         return _ops.qparams_from_min_max(self.min_val, self.max_val, **self._codes())
 
     def merge(self, other: Observer) -> None:
@@ -197,7 +201,7 @@ class PercentileObserver(HistogramObserver):
     McKinstry et al., "Discovering low-precision networks close to full-precision networks for efficient embedded
     inference" (2018)."""
 
-    def calculate_qparams(self):
+    def _choose_qparams(self):
         return _ops.qparams_from_histogram_percentile(
             *self._histogram_state(), percentile=self.spec.percentile, **self._codes()
         )
@@ -207,7 +211,7 @@ class MSEObserver(HistogramObserver):
     """The range with the least mean squared quantization error, as in Choukroun et al., "Low-bit quantization of neural
     networks for efficient inference" (ICCV workshops 2019), each end of an affine range searched for itself."""
 
-    def calculate_qparams(self):
+    def _choose_qparams(self):
         return _ops.qparams_from_histogram_mse(*self._histogram_state(), **self._codes())
 
 
@@ -215,7 +219,7 @@ class EntropyObserver(HistogramObserver):
     """The range whose quantized values' distribution has the least Kullback-Leibler divergence from the values' own:
     S. Migacz, "8-bit inference with TensorRT" (NVIDIA GTC 2017)."""
 
-    def calculate_qparams(self):
+    def _choose_qparams(self):
         return _ops.qparams_from_histogram_entropy(*self._histogram_state(), **self._codes())
 
 

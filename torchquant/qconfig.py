@@ -20,6 +20,7 @@ from torchquant.files import write_text
 
 OBSERVERS = ("auto", "min_max", "moving_average", "percentile", "mse", "entropy")
 HISTOGRAM_OBSERVERS = ("percentile", "mse", "entropy")
+ROUNDINGS = ("nearest", "stochastic", "noise")
 
 FILE_VERSION = 1  # of a saved QConfigMapping
 
@@ -55,6 +56,11 @@ class QuantSpec:
     bins: int = 4096  # histogram observers
     learnable: bool = False  # the scale is a parameter, trained as in LSQ
     learnable_zero_point: bool = False  # the zero point as well, as in LSQ+
+    learnable_clip: bool = False  # the value at which the range ends is a parameter, trained as in PACT
+    power_of_two: bool = False  # scales are powers of two, rounded up so that the range stays whole
+    # How training mode rounds: "stochastic" up or down with the probability that makes the expectation right, "noise" not at
+    # all but adds noise as large as the rounding error. Evaluation and converted models round to the nearest.
+    rounding: str = "nearest"
 
     def __post_init__(self):
         in_a_byte = -128 <= self.quant_min < self.quant_max <= 127 or 0 <= self.quant_min < self.quant_max <= 255
@@ -69,11 +75,24 @@ class QuantSpec:
             _check(self.group_size > 0, "QuantSpec", "group_size", "positive", self.group_size)
             allowed = "auto, min_max or moving_average when group_size is given"
             _check(self.observer not in HISTOGRAM_OBSERVERS, "QuantSpec", "observer", allowed, self.observer)
+        _check(self.rounding in ROUNDINGS, "QuantSpec", "rounding", f"one of {', '.join(ROUNDINGS)}", self.rounding)
+        self._check_learning()
         if self.dynamic:
             _check(self.axis == -1, "QuantSpec", "axis", "-1 (one scale per row) when dynamic", self.axis)
-            _check(not self.learnable, "QuantSpec", "learnable", "False when dynamic", self.learnable)
+            for flag in ("learnable", "learnable_clip", "power_of_two"):
+                _check(not getattr(self, flag), "QuantSpec", flag, "False when dynamic", getattr(self, flag))
+            _check(self.rounding == "nearest", "QuantSpec", "rounding", "nearest when dynamic", self.rounding)
+
+    def _check_learning(self) -> None:
         learned_alone = self.learnable_zero_point and not self.learnable
         _check(not learned_alone, "QuantSpec", "learnable", "True when learnable_zero_point is", self.learnable)
+        if self.learnable_clip:
+            _check(not self.learnable, "QuantSpec", "learnable", "False when learnable_clip is given", self.learnable)
+            _check(self.axis is None, "QuantSpec", "axis", "None (one scale for the tensor) when learnable_clip is given", self.axis)
+        if self.learns:
+            _check(not self.power_of_two, "QuantSpec", "power_of_two", "False where the scale or clipping value is learned", True)
+            allowed = "nearest where the scale or clipping value is learned"
+            _check(self.rounding == "nearest", "QuantSpec", "rounding", allowed, self.rounding)
 
     @classmethod
     def activation(cls, bits: int = 8, **changes) -> QuantSpec:
@@ -96,6 +115,11 @@ class QuantSpec:
     def per_row(cls, bits: int = 8) -> QuantSpec:
         """Dynamic activations: symmetric, one scale per row, taken from the row when it is used."""
         return cls.weight(bits, axis=-1, dynamic=True, observer="auto")
+
+    @property
+    def learns(self) -> bool:
+        """Whether training moves the range by gradients instead of observing it."""
+        return self.learnable or self.learnable_clip
 
     @property
     def bits(self) -> int:

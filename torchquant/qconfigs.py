@@ -37,3 +37,17 @@ def learned(*, weight_bits: int = 8, activation_bits: int = 8, learn_zero_point:
     quantization", ICLR 2020), and with learn_zero_point LSQ+ (Bhalgat et al., CVPR workshops 2020) on activations."""
     activation = QuantSpec.activation(activation_bits, learnable=True, learnable_zero_point=learn_zero_point)
     return QConfig(QuantSpec.weight(weight_bits, learnable=True), activation)
+
+
+def pact(*, weight_bits: int = 8, activation_bits: int = 8) -> QConfig:
+    """int8_static whose activations learn where to clip, for `prepare_qat`: PACT (Choi et al., "PACT: Parameterized clipping
+    activation for quantized neural networks", 2018). Weight decay on the clipping values (`training.quantization_parameters`)
+    is part of the method."""
+    return QConfig(QuantSpec.weight(weight_bits), QuantSpec.activation(activation_bits, learnable_clip=True))
+
+
+def power_of_two(*, weight_bits: int = 8, activation_bits: int = 8, observer: str = "auto") -> QConfig:
+    """int8_static whose scales are powers of two, for hardware that rescales by shifting. Scales are rounded up, as Jain et
+    al., "Trained quantization thresholds for accurate and efficient fixed-point inference" (MLSys 2020), do."""
+    weight = QuantSpec.weight(weight_bits, power_of_two=True)
+    return QConfig(weight, QuantSpec.activation(activation_bits, observer=observer, power_of_two=True))

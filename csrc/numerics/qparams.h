@@ -45,4 +45,23 @@ TQ_HOST_DEVICE ScaleZeroPoint choose_qparams(float min_val, float max_val, bool 
   return symmetric ? choose_symmetric_qparams(min_val, max_val, range) : choose_affine_qparams(min_val, max_val, range);
 }
 
+// The smallest power of two that is not below `scale`, exactly; 2^127, the largest, for what lies above it. A scale that
+// is not usable (zero, negative, infinite, NaN) stays what it is.
+TQ_HOST_DEVICE float power_of_two_scale(float scale) {
+  if (!(scale > 0.0f && scale <= kMaxFloat)) return scale;
+  int exponent = 0;
+  const float mantissa = frexpf(scale, &exponent);  // in [0.5, 1)
+  if (mantissa == 0.5f) --exponent;
+  return ldexpf(1.0f, exponent < 127 ? exponent : 127);
+}
+
+// Parameters of (nearly) the same range whose scale is a power of two, so that rescaling is a shift. Rounding up loses
+// nothing of the range but half a step; an affine zero point moves with its lower end.
+TQ_HOST_DEVICE ScaleZeroPoint power_of_two_qparams(ScaleZeroPoint chosen, bool symmetric, QRange range) {
+  const float scale = power_of_two_scale(chosen.scale);
+  if (symmetric) return {scale, chosen.zero_point};
+  const float below = (chosen.zero_point - range.quant_min) * (chosen.scale / scale);
+  return {scale, saturate(range.quant_min + round_half_even(below), range)};
+}
+
 }  // namespace torchquant::numerics

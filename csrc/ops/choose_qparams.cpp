@@ -1,5 +1,5 @@
-// Scale and zero point from data: choose_qparams (from a tensor's own range, for dynamic quantization and weights) and
-// qparams_from_min_max (from an observer's range). Neither carries a gradient.
+// Scale and zero point from data: choose_qparams (from a tensor's own range, for dynamic quantization and weights),
+// qparams_from_min_max (from an observer's range) and power_of_two_qparams (of what either chose). None carries a gradient.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -24,6 +24,12 @@ std::tuple<at::Tensor, at::Tensor> qparams_from_min_max(const at::Tensor& min_va
   return op.call(min_val, max_val, symmetric, quant_min, quant_max);
 }
 
+std::tuple<at::Tensor, at::Tensor> power_of_two_qparams(const at::Tensor& scale, const at::Tensor& zero_point,
+                                                        bool symmetric, int64_t quant_min, int64_t quant_max) {
+  static const auto op = ops::find_op<decltype(power_of_two_qparams)>("torchquant::power_of_two_qparams");
+  return op.call(scale, zero_point, symmetric, quant_min, quant_max);
+}
+
 namespace ops {
 namespace {
 
@@ -32,6 +38,7 @@ using QParamTensors = std::tuple<at::Tensor, at::Tensor>;
 
 constexpr const char* kChooseOp = "choose_qparams";
 constexpr const char* kMinMaxOp = "qparams_from_min_max";
+constexpr const char* kPowerOfTwoOp = "power_of_two_qparams";
 
 void check_choose(const at::Tensor& x, const Granularity& granularity, int64_t quant_min, int64_t quant_max) {
   check_float(kChooseOp, "x", x);
@@ -119,6 +126,43 @@ QParamTensors min_max_cpu(const at::Tensor& min_val, const at::Tensor& max_val, 
   return {scale.view(min_val.sizes()), zero_point.view(min_val.sizes())};
 }
 
+void check_power_of_two(const at::Tensor& scale, const at::Tensor& zero_point, int64_t quant_min, int64_t quant_max) {
+  check_dtype(kPowerOfTwoOp, "scale", scale, at::kFloat);
+  check_dtype(kPowerOfTwoOp, "zero_point", zero_point, at::kFloat);
+  check_same_device(kPowerOfTwoOp, "zero_point", zero_point, scale);
+  TORCH_CHECK(scale.sym_sizes() == zero_point.sym_sizes(), kPowerOfTwoOp, ": zero_point must have the shape of scale, ",
+              scale.sym_sizes(), ", got ", zero_point.sym_sizes());
+  check_range(kPowerOfTwoOp, quant_min, quant_max);
+}
+
+QParamTensors power_of_two_meta(const at::Tensor& scale, const at::Tensor& zero_point, bool /*symmetric*/,
+                                int64_t quant_min, int64_t quant_max) {
+  check_power_of_two(scale, zero_point, quant_min, quant_max);
+  return {at::empty_symint(scale.sym_sizes(), scale.options()), at::empty_symint(scale.sym_sizes(), scale.options())};
+}
+
+QParamTensors power_of_two_cpu(const at::Tensor& scale, const at::Tensor& zero_point, bool symmetric, int64_t quant_min,
+                               int64_t quant_max) {
+  check_power_of_two(scale, zero_point, quant_min, quant_max);
+  const at::Tensor scales = scale.contiguous();
+  const at::Tensor zero_points = zero_point.contiguous();
+  const auto* from_scale = scales.const_data_ptr<float>();
+  const auto* from_zero_point = zero_points.const_data_ptr<float>();
+  check_scale_values(kPowerOfTwoOp, from_scale, scales.numel());
+  check_zero_point_values(kPowerOfTwoOp, from_zero_point, scales.numel());
+  at::Tensor new_scale = at::empty(scale.sizes(), scale.options());
+  at::Tensor new_zero_point = at::empty(scale.sizes(), scale.options());
+  auto* s = new_scale.mutable_data_ptr<float>();
+  auto* z = new_zero_point.mutable_data_ptr<float>();
+  const auto range = to_range(quant_min, quant_max);
+  for (int64_t i = 0; i < scales.numel(); ++i) {
+    const auto chosen = numerics::power_of_two_qparams({from_scale[i], from_zero_point[i]}, symmetric, range);
+    s[i] = chosen.scale;
+    z[i] = chosen.zero_point;
+  }
+  return {new_scale, new_zero_point};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(torchquant, m) {
@@ -130,18 +174,25 @@ TORCH_LIBRARY_FRAGMENT(torchquant, m) {
       "qparams_from_min_max(Tensor min_val, Tensor max_val, *, bool symmetric, int quant_min, int quant_max) -> "
       "(Tensor scale, Tensor zero_point)",
       {at::Tag::pt2_compliant_tag});
+  m.def(
+      "power_of_two_qparams(Tensor scale, Tensor zero_point, *, bool symmetric, int quant_min, int quant_max) -> "
+      "(Tensor new_scale, Tensor new_zero_point)",
+      {at::Tag::pt2_compliant_tag});
 }
 TORCH_LIBRARY_IMPL(torchquant, CPU, m) {
   m.impl(kChooseOp, choose_cpu);
   m.impl(kMinMaxOp, min_max_cpu);
+  m.impl(kPowerOfTwoOp, power_of_two_cpu);
 }
 TORCH_LIBRARY_IMPL(torchquant, Meta, m) {
   m.impl(kChooseOp, choose_meta);
   m.impl(kMinMaxOp, min_max_meta);
+  m.impl(kPowerOfTwoOp, power_of_two_meta);
 }
 TORCH_LIBRARY_IMPL(torchquant, Autograd, m) {
   m.impl(kChooseOp, NoGradient<choose_qparams>::call);
   m.impl(kMinMaxOp, NoGradient<qparams_from_min_max>::call);
+  m.impl(kPowerOfTwoOp, NoGradient<power_of_two_qparams>::call);
 }
 
 }  // namespace ops

@@ -1,4 +1,4 @@
-// CUDA half of quantize, dequantize, choose_qparams and qparams_from_min_max.
+// CUDA half of quantize, dequantize, choose_qparams, qparams_from_min_max and power_of_two_qparams.
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -76,6 +76,20 @@ std::tuple<at::Tensor, at::Tensor> qparams_from_min_max(const at::Tensor& min_va
   return outputs;
 }
 
+std::tuple<at::Tensor, at::Tensor> power_of_two_qparams(const at::Tensor& scale, const at::Tensor& zero_point,
+                                                        bool symmetric, int64_t quant_min, int64_t quant_max) {
+  const auto outputs = check_and_allocate<&torchquant::power_of_two_qparams>(
+      "torchquant::power_of_two_qparams", scale, zero_point, symmetric, quant_min, quant_max);
+  const c10::cuda::CUDAGuard guard(scale.device());
+  const at::Tensor scales = scale.contiguous();
+  const at::Tensor zero_points = zero_point.contiguous();
+  C10_CUDA_CHECK(kernels::cuda::power_of_two_qparams(
+      scales.const_data_ptr<float>(), zero_points.const_data_ptr<float>(), std::get<0>(outputs).mutable_data_ptr<float>(),
+      std::get<1>(outputs).mutable_data_ptr<float>(), scales.numel(), symmetric, to_range(quant_min, quant_max),
+      c10::cuda::getCurrentCUDAStream(scale.get_device())));
+  return outputs;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(torchquant, CUDA, m) {
@@ -83,6 +97,7 @@ TORCH_LIBRARY_IMPL(torchquant, CUDA, m) {
   m.impl("dequantize", dequantize);
   m.impl("choose_qparams", choose_qparams);
   m.impl("qparams_from_min_max", qparams_from_min_max);
+  m.impl("power_of_two_qparams", power_of_two_qparams);
 }
 
 }  // namespace torchquant::ops

@@ -26,6 +26,8 @@ STATIC_SPECS = {
     "weight": QuantSpec.weight(),
     "weight4_groups": QuantSpec.weight(4, axis=1, group_size=4),
     "learned": replace(QuantSpec.weight(4), learnable=True),
+    "pact": QuantSpec.activation(4, learnable_clip=True),
+    "power_of_two": QuantSpec.activation(observer="moving_average", power_of_two=True),
     "learned_offset": QuantSpec.activation(4, observer="mse", learnable=True, learnable_zero_point=True),
 }
 SPECS = {**STATIC_SPECS, "dynamic": QuantSpec.per_row()}

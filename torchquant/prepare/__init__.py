@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from ..fake_quantize import FakeQuantize
+from ..fake_quantize import FakeQuantize, merge_after_forward
 from ..progress import ProgressBar
 from ..quantized_model import QuantizedModel
 from . import fx_placement, fx_trace, module_placement
@@ -54,6 +54,7 @@ def _prepare_checked(model, args, kwargs, qconfig, training):
         )
         raise ValueError(f"prepare: there is nothing to quantize in {type(model).__name__}:\n{reasons}")
     extend(prepared, mixin=PreparedModel)
+    prepared.register_forward_hook(merge_after_forward)
     prepared.torchquant_report = placement.report
     prepared.torchquant_training = training
     prepared.torchquant_float_layers = {
@@ -117,5 +118,5 @@ def observe_weights(prepared):
     """
     for module, parameter, fake_quant in weight_fake_quants(prepared):
         frozen = prepared.torchquant_training and not fake_quant.observer_enabled
-        if not fake_quant.spec.learnable and not frozen:
+        if not fake_quant.spec.learns and not frozen:
             fake_quant.follow(float_parameter(module, parameter))

@@ -4,8 +4,10 @@ function."""
 import dataclasses
 import inspect
 import math
+import sys
 
 import torch
+import torch.utils.checkpoint
 from torch import fx
 from torch.utils import _pytree as pytree
 
@@ -64,6 +66,11 @@ class _Tracer(fx.Tracer):
             raise Untraceable(f"{path!r} has forward hooks, which a traced graph would not call")
         return False
 
+    def create_node(self, *args, **kwargs):
+        if _inside_checkpoint():
+            raise Untraceable("it uses torch.utils.checkpoint, which a traced graph would leave out")
+        return super().create_node(*args, **kwargs)
+
     def create_args_for_root(self, forward, is_module, concrete_args=None):
         values = {name: self.create_proxy("placeholder", name, (), {}) for name in self.graph_inputs}
         values.update(self.fixed)
@@ -74,6 +81,14 @@ class _Tracer(fx.Tracer):
             else:
                 positional.append(values[parameter.name])
         return lambda *arguments: forward(*arguments, **keywords), [self.root, *positional]
+
+
+def _inside_checkpoint():
+    """Whether torch.utils.checkpoint called what runs now."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != torch.utils.checkpoint.__file__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _parameters(model):

@@ -12,8 +12,8 @@ from .patterns import ComputeLayer
 from .quantized_parameter import add_weight_fake_quant
 
 RECOMPUTED_BY_HOOK = (
-    "a plain tensor that a hook recomputes (torch.nn.utils.weight_norm or spectral_norm); "
-    "use torch.nn.utils.parametrizations instead"
+    "a plain tensor that a hook recomputes: after torch.nn.utils.prune call torchquant.training.keep_zeros first; instead of "
+    "torch.nn.utils.weight_norm or spectral_norm use torch.nn.utils.parametrizations"
 )
 
 
@@ -131,7 +131,7 @@ class Placement:
         spec = _weight_spec(settings.weight, layer, name, weight)
         fake_quant, first = self._weights.get(key, (None, None))
         if fake_quant is None:
-            fake_quant = FakeQuantize(spec)
+            fake_quant = FakeQuantize(spec, of_parameter=True)
             fake_quant.to(weight.device)
             fake_quant.enable_observer(True)
             fake_quant.enable_fake_quant(False)

@@ -56,6 +56,10 @@ cudaError_t observe_moving_average(const void* x, FloatType type, ParamLayout la
 cudaError_t qparams_from_min_max(const float* min_val, const float* max_val, float* scale, float* zero_point,
                                  int64_t params, bool symmetric, QRange range, cudaStream_t stream);
 
+// New scale and zero_point (params values each) with scales that are powers of two.
+cudaError_t power_of_two_qparams(const float* scale, const float* zero_point, float* new_scale, float* new_zero_point,
+                                 int64_t params, bool symmetric, QRange range, cudaStream_t stream);
+
 // Running histograms of several channels, one after the other.
 struct Histogram {
   int64_t* counts;  // [channels, bins]

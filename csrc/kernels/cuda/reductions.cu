@@ -162,6 +162,16 @@ __global__ void __launch_bounds__(kThreads)
   zero_point[p] = chosen.zero_point;
 }
 
+__global__ void __launch_bounds__(kThreads)
+    power_of_two_kernel(const float* scale, const float* zero_point, float* new_scale, float* new_zero_point,
+                        int64_t params, bool symmetric, QRange range) {
+  const int64_t p = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (p >= params) return;
+  const auto chosen = numerics::power_of_two_qparams({scale[p], zero_point[p]}, symmetric, range);
+  new_scale[p] = chosen.scale;
+  new_zero_point[p] = chosen.zero_point;
+}
+
 cudaError_t observe(const void* x, FloatType type, ParamLayout layout, ObserverState state, float averaging_constant,
                     void* scratch, cudaStream_t stream) {
   return dispatch_type(type, [&](auto* tag) {
@@ -205,6 +215,14 @@ cudaError_t qparams_from_min_max(const float* min_val, const float* max_val, flo
   if (params == 0) return cudaSuccess;
   qparams_kernel<<<static_cast<unsigned>(ceil_div(params, kThreads)), kThreads, 0, stream>>>(
       min_val, max_val, scale, zero_point, params, symmetric, range);
+  return cudaGetLastError();
+}
+
+cudaError_t power_of_two_qparams(const float* scale, const float* zero_point, float* new_scale, float* new_zero_point,
+                                 int64_t params, bool symmetric, QRange range, cudaStream_t stream) {
+  if (params == 0) return cudaSuccess;
+  power_of_two_kernel<<<static_cast<unsigned>(ceil_div(params, kThreads)), kThreads, 0, stream>>>(
+      scale, zero_point, new_scale, new_zero_point, params, symmetric, range);
   return cudaGetLastError();
 }
 

@@ -112,5 +112,33 @@ TEST(QParams, EveryValueOfTheRangeIsWithinHalfAStep) {
   }
 }
 
+TEST(PowerOfTwoScale, IsTheSmallestThatIsNotBelow) {
+  for (int exponent = -100; exponent <= 127; ++exponent) {
+    const float power = std::ldexp(1.0f, exponent);
+    EXPECT_EQ(power_of_two_scale(power), power);
+    EXPECT_EQ(power_of_two_scale(std::nextafter(power, 0.0f)), power);
+    if (exponent < 127) EXPECT_EQ(power_of_two_scale(std::nextafter(power, kMaxFloat)), 2.0f * power);
+  }
+  EXPECT_EQ(power_of_two_scale(kMaxFloat), std::ldexp(1.0f, 127));  // the largest there is
+  EXPECT_TRUE(std::isnan(power_of_two_scale(std::numeric_limits<float>::quiet_NaN())));
+  EXPECT_EQ(power_of_two_scale(-1.0f), -1.0f);
+}
+
+TEST(PowerOfTwoQParams, KeepTheRangeUpToHalfAStep) {
+  test::Random random(77);
+  for (int i = 0; i < 20000; ++i) {
+    const QRange range = i % 3 == 0 ? kUInt8 : i % 3 == 1 ? kSymmetricInt8 : kUInt4;
+    const bool symmetric = i % 2 == 0;
+    const float min_val = random.uniform(-2.0f, 1.0f);
+    const ScaleZeroPoint plain = choose_qparams(min_val, min_val + random.uniform(0.001f, 3.0f), symmetric, range);
+    const ScaleZeroPoint rounded = power_of_two_qparams(plain, symmetric, range);
+    ASSERT_EQ(rounded.zero_point, effective_zero_point(rounded.zero_point, range));
+    if (symmetric) ASSERT_EQ(rounded.zero_point, plain.zero_point);
+    const float slack = 0.5001f * rounded.scale;
+    ASSERT_LE((range.quant_min - rounded.zero_point) * rounded.scale, (range.quant_min - plain.zero_point) * plain.scale + slack);
+    ASSERT_GE((range.quant_max - rounded.zero_point) * rounded.scale, (range.quant_max - plain.zero_point) * plain.scale - slack);
+  }
+}
+
 }  // namespace
 }  // namespace torchquant::numerics

@@ -105,6 +105,48 @@ def qparams_from_min_max():
     return [call(torch.tensor([-1.0, 0.5]), torch.tensor([2.0, 3.0]), symmetric=False, **UINT8)]
 
 
+@samples_of("power_of_two_qparams")
+def power_of_two_qparams():
+    return [
+        call(*parameters(3), symmetric=False, **UINT8),
+        call(*parameters(2, 2), symmetric=True, **INT4),
+    ]
+
+
+@samples_of("noisy_fake_quantize")
+def noisy_fake_quantize():
+    def noisy(x):
+        return x, torch.rand(x.shape) - 0.5
+
+    return [
+        call(*noisy(activation(7, 5, requires_grad=True)), *parameters(1), **UINT8, round=True),
+        call(*noisy(activation(7, 5, requires_grad=True)), *parameters(5), axis=1, **INT4, round=False),
+        call(*noisy(activation(4, 6, dtype=torch.bfloat16)), *parameters(4, 2), axis=-1, group_size=3, **INT4, round=True),
+    ]
+
+
+def clip_and_zero_point(learned=True):
+    return torch.tensor([2.5]).requires_grad_(learned), torch.tensor([3.0])
+
+
+@samples_of("pact_fake_quantize")
+def pact_fake_quantize():
+    return [
+        call(activation(7, 5, requires_grad=True), *clip_and_zero_point(), **UINT8),
+        call(activation(7, 5, dtype=torch.bfloat16, requires_grad=True), *clip_and_zero_point(), **INT4),
+    ]
+
+
+@samples_of("pact_scale")
+def pact_scale():
+    return [call(*clip_and_zero_point(False), **UINT8)]
+
+
+@samples_of("pact_clip")
+def pact_clip():
+    return pact_scale()
+
+
 @samples_of("fused_observe_fake_quantize")
 def fused_observe_fake_quantize():
     def state(channels):

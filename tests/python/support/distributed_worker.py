@@ -1,0 +1,142 @@
+"""What test_training_distributed.py runs in each process, under torchrun and gloo: every scenario on this rank's share of the same
+data. Writes what it saw to <folder>/<world size>_<rank>.pt.
+
+    torchrun --nproc-per-node 2 tests/python/support/distributed_worker.py FOLDER
+"""
+
+import copy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import torchquant as tq
+
+BATCHES = [torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(step)) * (1 + step) for step in range(5)]
+
+
+def share(batch):
+    return batch.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class Net(nn.Module):
+    """Prepared with torch.fx, or module by module where it is `checkpointed` or has control flow."""
+
+    def __init__(self, checkpointed=False, branching=False):
+        super().__init__()
+        self.conv, self.body = nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5))
+        self.checkpointed, self.branching = checkpointed, branching
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.branching and x.sum() > 1e9:
+            return x
+        return checkpoint(self.body, x, use_reentrant=False) if self.checkpointed else self.body(x)
+
+
+def prepared_net(qconfig, **settings):
+    torch.manual_seed(7)
+    return tq.prepare_qat(Net(**settings), BATCHES[0], qconfig)
+
+
+def train(prepared, compiled=False, steps=len(BATCHES), **ddp):
+    """Trains in DistributedDataParallel; returns {step: what this rank then holds} and how many all-reduces ran outside of DDP's own."""
+    wrapped = DistributedDataParallel(prepared, **ddp)
+    run = torch.compile(wrapped, backend="eager") if compiled else wrapped
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.01)
+    calls, all_reduce = [], dist.all_reduce
+    seen = {}
+
+    def counted(*args, **kwargs):
+        calls[-1] += 1
+        return all_reduce(*args, **kwargs)
+
+    dist.all_reduce = counted
+    try:
+        for step, batch in enumerate(BATCHES[:steps]):
+            calls.append(0)
+            optimizer.zero_grad()
+            run(share(batch)).square().mean().backward()
+            optimizer.step()
+            seen[step] = copy.deepcopy(prepared.state_dict())
+    finally:
+        dist.all_reduce = all_reduce
+    return seen, calls
+
+
+def learned_from_first_batch(qconfig):
+    prepared = prepared_net(qconfig)
+    train(prepared, steps=1)
+    return prepared.state_dict()
+
+
+def refused(observer):
+    try:
+        train(prepared_net(tq.qconfigs.int8_static(observer=observer)), steps=2)
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def uneven():
+    wrapped = DistributedDataParallel(prepared_net(tq.qconfigs.int8_static()))
+    try:
+        with wrapped.join():
+            wrapped(share(BATCHES[0]))
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def calibrated_on_shares(observer):
+    torch.manual_seed(7)
+    prepared = tq.prepare(Net(), BATCHES[0], tq.qconfigs.int8_static(observer=observer))
+    tq.calibrate(prepared, [share(batch) for batch in BATCHES])
+    tq.training.synchronize_observers(prepared)
+    return prepared.state_dict()
+
+
+def delayed():
+    prepared = prepared_net(tq.qconfigs.int8_static())
+    schedule = tq.training.Schedule(prepared, start_fake_quant_after=2)
+    wrapped = DistributedDataParallel(prepared)
+    for batch in BATCHES[:4]:
+        wrapped(share(batch)).sum().backward()
+        schedule.step()
+    return prepared.state_dict()
+
+
+def scenarios():
+    plain = tq.qconfigs.int8_static()
+    min_max = tq.qconfigs.int8_static(observer="min_max")
+    learned = tq.qconfigs.learned(learn_zero_point=True)
+    by_mse = tq.QConfig(learned.weight, replace(learned.activation, observer="mse"))
+    return {
+        "plain": lambda: train(prepared_net(plain)),
+        "without broadcasts": lambda: train(prepared_net(min_max), broadcast_buffers=False),
+        "checkpointed": lambda: train(prepared_net(plain, checkpointed=True)),
+        "module by module": lambda: train(prepared_net(plain, branching=True)),
+        "compiled": lambda: train(prepared_net(plain), compiled=True, steps=3),
+        "learned": lambda: learned_from_first_batch(learned),
+        "learned from mse": lambda: learned_from_first_batch(by_mse),
+        "pact": lambda: learned_from_first_batch(tq.qconfigs.pact()),
+        "refused": lambda: refused("mse"),
+        "uneven": uneven,
+        "calibrated min_max": lambda: calibrated_on_shares("min_max"),
+        "calibrated mse": lambda: calibrated_on_shares("mse"),
+        "delayed": delayed,
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    results = {name: run() for name, run in scenarios().items()}
+    torch.save(results, Path(sys.argv[1]) / f"{dist.get_world_size()}_{dist.get_rank()}.pt")
+    dist.barrier()
+    dist.destroy_process_group()

@@ -1,0 +1,125 @@
+"""Quantization-aware training on several processes: one all-reduce per step gives every process the ranges of all, the same as one
+process has over the same data. Runs under torchrun with gloo, two processes and one; support/distributed_worker.py trains."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import torchquant as tq
+
+WORKER = Path(__file__).parent / "support" / "distributed_worker.py"
+STATE = ("min_val", "max_val", "nonfinite_count", "scale", "zero_point", "clip")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """{(world size, rank): {scenario: what that process returned}}"""
+    folder = tmp_path_factory.mktemp("distributed")
+    running = [_start(folder, world_size) for world_size in (1, 2)]
+    for process in running:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    return {(size, rank): torch.load(folder / f"{size}_{rank}.pt") for size, rank in ((1, 0), (2, 0), (2, 1))}
+
+
+def _start(folder, world_size):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}", str(WORKER), str(folder)]
+    path = os.pathsep.join([str(Path(tq.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def quantization_state(state):
+    return {name: value for name, value in state.items() if name.rpartition(".")[2] in STATE}
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def assert_close(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], **tolerance, msg=lambda text: f"{name}: {text}")
+
+
+TRAINED = ["plain", "without broadcasts", "checkpointed", "compiled"]
+
+
+@pytest.mark.parametrize("scenario", TRAINED)
+def test_every_process_holds_the_same_state_after_every_step(ranks, scenario):
+    first, second = ranks[2, 0][scenario][0], ranks[2, 1][scenario][0]
+    for step in first:
+        assert_equal(first[step], second[step])
+
+
+@pytest.mark.parametrize("scenario", TRAINED)
+def test_two_processes_have_the_ranges_of_one_over_the_same_data(ranks, scenario):
+    two, one = ranks[2, 0][scenario][0], ranks[1, 0][scenario][0]
+    assert_equal(quantization_state(two[0]), quantization_state(one[0]))  # before the first sum of gradients, to the bit
+    for step in one:
+        assert_close(two[step], one[step], rtol=1e-4, atol=1e-6)
+
+
+def test_the_ranges_of_a_lone_process_are_those_of_plain_training(ranks):
+    sys.path.insert(0, str(WORKER.parent))
+    from distributed_worker import BATCHES, prepared_net
+
+    prepared = prepared_net(tq.qconfigs.int8_static())
+    prepared(BATCHES[0]).square().mean().backward()
+    assert_equal(quantization_state(prepared.state_dict()), quantization_state(ranks[2, 0]["plain"][0][0]))
+
+
+def test_one_all_reduce_per_step(ranks):
+    _, calls = ranks[2, 0]["plain"]
+    assert calls[1:] == [1] * (len(calls) - 1)
+    fake_quants = [name for name in ranks[2, 0]["plain"][0][0] if "activation_fake_quants" in name and name.endswith("scale")]
+    assert len(fake_quants) > 1 and calls[0] == 1 + len(fake_quants)  # a first range is needed at once
+
+
+def test_checkpointing_and_compiling_change_nothing(ranks):
+    assert_equal(ranks[2, 0]["checkpointed"][0][4], ranks[2, 0]["module by module"][0][4])
+    assert_close(ranks[2, 0]["compiled"][0][2], ranks[2, 0]["plain"][0][2])
+
+
+@pytest.mark.parametrize("scenario", ["learned", "learned from mse", "pact"])
+def test_what_is_learned_starts_from_the_first_batch_of_all(ranks, scenario):
+    assert_equal(ranks[2, 0][scenario], ranks[2, 1][scenario])
+    assert_close(ranks[2, 0][scenario], ranks[1, 0][scenario], rtol=1e-4, atol=1e-6)
+
+
+def test_histograms_in_training_are_refused_with_what_to_do(ranks):
+    for rank in ((1, 0), (2, 0), (2, 1)):
+        assert 'activation_fake_quants.' in ranks[rank]["refused"] and 'observer="moving_average"' in ranks[rank]["refused"]
+        assert "'mse'" in ranks[rank]["refused"] and "calibrate before training" in ranks[rank]["refused"]
+
+
+def test_uneven_inputs_are_refused(ranks):
+    for rank in ((2, 0), (2, 1)):
+        assert "DistributedDataParallel.join() is not supported while observers are on; give every process as many batches" in ranks[rank]["uneven"]
+
+
+@pytest.mark.parametrize("scenario", ["calibrated min_max", "calibrated mse"])
+def test_calibration_on_shares_is_calibration_on_everything(ranks, scenario):
+    for rank in (0, 1):
+        assert_equal(ranks[2, rank][scenario], ranks[1, 0][scenario])
+
+
+def test_a_delayed_start_takes_the_ranges_of_all(ranks):
+    assert_equal(ranks[2, 0]["delayed"], ranks[2, 1]["delayed"])
+    assert_close(ranks[2, 0]["delayed"], ranks[1, 0]["delayed"], rtol=1e-4, atol=1e-6)
+
+
+def test_synchronizing_without_processes_says_what_to_call():
+    prepared = tq.prepare_qat(nn.Sequential(nn.Linear(2, 2)), torch.randn(3, 2), tq.qconfigs.int8_static())
+    with pytest.raises(RuntimeError, match="torch.distributed is not initialized; call torch.distributed.init_process_group first"):
+        tq.training.synchronize_observers(prepared)
+    with pytest.raises(TypeError, match="expected a model that torchquant.prepare or prepare_qat returned, got Linear"):
+        tq.training.synchronize_observers(nn.Linear(2, 2))
