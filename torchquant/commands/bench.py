@@ -49,11 +49,16 @@ def bench(file: str, shapes: tuple[str, ...], example: str | None, device: str, 
         "isa": _C.selected_isa(),
         "input_shapes": [list(tensor.shape) for tensor in inputs],
         **latency,
+        "packed_weights": packing_cost(model.packed_weights()),
     }
     if as_json:
         print_json(report)
     else:
         print_table("torchquant bench", report)
+
+
+def packing_cost(packed: list[dict]) -> dict:
+    return {key: sum(row[key] for row in packed) for key in ("bytes", "milliseconds")}
 
 
 def _bench_inputs(shapes: tuple[str, ...], example: str | None) -> list[torch.Tensor]:
