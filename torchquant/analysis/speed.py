@@ -48,9 +48,9 @@ class Timed:
         return f"Python ({self.why_python})" if self.why_python else "C++"
 
     def times_ms(self, warm_up: int, runs: int) -> list[float]:
-        if not self.why_python:
-            return _C.time_runs(self.script._c, list(self.inputs), warm_up, runs)
         with torch.inference_mode(), in_eval_mode(self.model):
+            if not self.why_python:
+                return _C.time_runs(self.script._c, list(self.inputs), warm_up, runs)
             for _ in range(warm_up):
                 self.model(*self.args, **self.kwargs)
             return [self._time_call() for _ in range(runs)]

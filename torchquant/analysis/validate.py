@@ -136,7 +136,7 @@ def rows_of(validation: dict) -> list[tuple[str, str, str, str]]:
         if any(side[key] is not None for side in sides):
             texts = ("not measured" if side[key] is None else form(side[key]) for side in sides)
             rows.append((what, *texts, "" if ratios[ratio] is None else f"{ratios[ratio]:.3f}"))
-    rows.append(("layers that fell back", "", str(len(validation["fallbacks"])), ", ".join(row["layer"] for row in validation["fallbacks"])))
+    rows.append(("fallbacks", "", str(len(validation["fallbacks"])), ", ".join(row["layer"] for row in validation["fallbacks"])))
     return rows
 
 
