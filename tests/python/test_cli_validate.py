@@ -87,6 +87,14 @@ def test_targets_give_the_same_as_files(run):
         assert by_target["accuracy"] == by_file["accuracy"]
 
 
+def test_a_frozen_file_and_one_saved_in_training_mode(run, folder):
+    model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Dropout(0.9))
+    torch.jit.script(model).save(str(folder / "training.pt"))
+    torch.jit.freeze(torch.jit.script(model.eval())).save(str(folder / "frozen.pt"))
+    accuracy = [json.loads(run(name, "model.pt", "test.pt", "--json").stdout)["accuracy"]["float"] for name in ("training.pt", "frozen.pt")]
+    assert accuracy[0] == accuracy[1]
+
+
 def test_a_metric_of_the_user(run):
     accuracy = json.loads(run("float.pt", "model.pt", "test.pt", "--metric", "cli_validate_net:loss", "--lower-is-better", "--json").stdout)["accuracy"]
     assert accuracy["metric"] == "loss" and not accuracy["higher_is_better"]
@@ -95,7 +103,7 @@ def test_a_metric_of_the_user(run):
 
 def test_the_table(run):
     text = run("float.pt", "model.pt", "test.pt").output
-    for word in ("top-1 accuracy", "latency P50", "latency P99", "throughput", "file", "layers that fell back"):
+    for word in ("top-1 accuracy", "latency P50", "latency P99", "throughput", "file", "fallbacks"):
         assert word in text
 
 

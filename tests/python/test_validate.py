@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import torchquant as tq
-from torchquant.analysis import accuracy
+from torchquant.analysis import accuracy, speed
 from torchquant.analysis.accuracy import paired_proportions, top1
 
 SAMPLES = 40
@@ -148,6 +148,28 @@ def test_a_float_model_that_cannot_be_traced_is_timed_from_python(case):
     assert report.float["bytes"] == sum(parameter.nbytes for parameter in model.parameters())
     assert report.failures(max_memory_ratio=1) == ["the peak memory ratio (quantized / float) was not measured, and max_memory_ratio asks for at most 1"]
     assert "no tracing, please" in str(report.to_dict()["float"]["timed_by"])
+
+
+def test_a_model_that_fails_in_a_fresh_process_does_not_cost_the_rest(case, monkeypatch):
+    monkeypatch.setattr(speed.sys, "executable", "/bin/false")
+    model, quantized, inputs, labels = case
+    report = tq.validate(model, quantized, (inputs, labels), runs=1, processes=1)
+    assert report.accuracy.float == 0.9 and report.quantized["cold_start_ms"] is None
+    assert report.quantized["not_measured"] == "it does not run in a fresh process: exit code 1"
+    assert "cold start and memory of the quantized model were not measured: it does not run in a fresh process" in report.table().caption
+
+
+def test_a_metric_may_write_into_the_outputs(case):
+    def metric(outputs, labels):
+        outputs -= outputs.max(1, keepdim=True).values
+        return top1(outputs, labels)
+
+    assert quick(case, metric=metric).accuracy.float == 0.9
+
+
+def test_a_frozen_float_model(case):
+    script = torch.jit.freeze(torch.jit.trace(Net().eval(), case[2]))
+    assert quick((script, *case[1:])).float["timed_by"] == "C++"
 
 
 def test_dict_outputs_reach_the_metric_as_tuples():

@@ -22,7 +22,7 @@ def main(kind: str, file: str, inputs_file: str, threads: str) -> None:
     device = next((tensor.device for tensor in inputs if isinstance(tensor, torch.Tensor)), torch.device("cpu"))
     before = peak_memory_bytes()
     started = time.perf_counter()
-    model = torchquant.load(file, device) if kind == "quantized" else torch.jit.load(file, map_location=device)
+    model = torchquant.load(file, device) if kind == "quantized" else torch.jit.load(file, map_location=device).eval()
     with torch.inference_mode():
         model(*inputs)
         if device.type == "cuda":

@@ -7,6 +7,7 @@ Python's own time does not count against it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -47,9 +48,9 @@ class Timed:
         return f"Python ({self.why_python})" if self.why_python else "C++"
 
     def times_ms(self, warm_up: int, runs: int) -> list[float]:
-        if not self.why_python:
-            return _C.time_runs(self.script._c, list(self.inputs), warm_up, runs)
-        with torch.inference_mode(), evaluating(self.model):
+        with torch.inference_mode(), in_eval_mode(self.model):
+            if not self.why_python:
+                return _C.time_runs(self.script._c, list(self.inputs), warm_up, runs)
             for _ in range(warm_up):
                 self.model(*self.args, **self.kwargs)
             return [self._time_call() for _ in range(runs)]
@@ -101,6 +102,11 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
+def in_eval_mode(model: torch.nn.Module):
+    """A context. Frozen TorchScript has no mode left to change."""
+    return evaluating(model) if hasattr(model, "training") else contextlib.nullcontext()
+
+
 def measure_latency(models: list[Timed], runs: int, description: str) -> dict[str, dict]:
     """Latency of each model by its name: p50_ms, p95_ms, p99_ms, mean_ms, min_ms and runs.
 
@@ -122,16 +128,19 @@ def measure_latency(models: list[Timed], runs: int, description: str) -> dict[st
 def measure_fresh_processes(models: list[Timed], processes: int) -> dict[str, dict]:
     """By name: bytes of the file, and the medians of cold_start_ms (load and first run, imports not counted), peak_memory_bytes (of
     the whole process) and model_memory_bytes (of that, what came after the imports). A model that is no TorchScript has only the
-    bytes of its tensors."""
+    bytes of its tensors; `not_measured` says why the medians are missing."""
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory(prefix="torchquant-") as folder, ProgressBar("validating: fresh processes", processes * len(models)) as bar:
         for model in models:
-            results[model.name] = {"bytes": _write(model, Path(folder))}
+            results[model.name] = {"bytes": _write(model, Path(folder)), "not_measured": model.why_python if model.script is None else ""}
         models = [model for model in models if model.script is not None]
         facts: dict[str, list[dict]] = {model.name: [] for model in models}
         for _ in range(processes):
             for model in models:
-                facts[model.name].append(_fresh_run(model.name, Path(folder)))
+                try:
+                    facts[model.name].append(_fresh_run(model.name, Path(folder)))
+                except RuntimeError as error:  # the accuracy that was found is not lost for this
+                    results[model.name]["not_measured"] = str(error)
                 bar.advance()
     for name, runs in facts.items():
         for key in runs[0] if runs else ():
@@ -155,5 +164,5 @@ def _fresh_run(name: str, folder: Path) -> dict:
     done = subprocess.run([*command, str(torch.get_num_threads())], capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise RuntimeError(f"validate: the {name} model does not run in a fresh process: {last}")
+        raise RuntimeError(f"it does not run in a fresh process: {last}")
     return json.loads(done.stdout.splitlines()[-1])

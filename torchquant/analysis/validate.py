@@ -13,8 +13,7 @@ from torch.utils import _pytree as pytree
 from torchquant import _build_info, _C
 from torchquant.analysis.accuracy import Accuracy, measure_accuracy, top1
 from torchquant.analysis.labelled_data import LabelledBatch, labelled_batches, narrowed
-from torchquant.analysis.speed import PROCESSES, Timed, device_of, measure_fresh_processes, measure_latency
-from torchquant.prepare.example_run import evaluating
+from torchquant.analysis.speed import PROCESSES, Timed, device_of, in_eval_mode, measure_fresh_processes, measure_latency
 from torchquant.quantized_model import QuantizedModel
 from torchquant.tracing import flat_output
 
@@ -24,7 +23,8 @@ class ValidationReport:
     """What `validate` found. `float` and `quantized` hold the same keys, None where a figure could not be had:
 
     latency_ms (p50_ms, p95_ms, p99_ms, mean_ms, min_ms, runs: one call on `latency_shapes`), throughput (samples per second on
-    `throughput_shapes`), cold_start_ms, peak_memory_bytes, model_memory_bytes, bytes (of the file), timed_by.
+    `throughput_shapes`), cold_start_ms, peak_memory_bytes, model_memory_bytes, bytes (of the file), timed_by, and not_measured: why
+    there is no cold start and memory, or "".
     """
 
     accuracy: Accuracy
@@ -127,7 +127,7 @@ def rows_of(validation: dict) -> list[tuple[str, str, str, str]]:
         values = [side["latency_ms"][f"p{percent}_ms"] for side in sides]
         rows.append((f"latency P{percent}", *(f"{value:.3f} ms" for value in values), f"{values[1] / values[0]:.3f}"))
     for what, key, ratio, form in (
-        ("throughput", "throughput", "throughput", lambda value: f"{value:.1f}/s"),
+        ("throughput", "throughput", "throughput", lambda value: f"{value:,.1f}/s"),
         ("cold start", "cold_start_ms", "cold_start", lambda value: f"{value:.0f} ms"),
         ("peak memory", "peak_memory_bytes", "memory", _megabytes),
         ("of it, after imports", "model_memory_bytes", "model_memory", _megabytes),
@@ -136,7 +136,7 @@ def rows_of(validation: dict) -> list[tuple[str, str, str, str]]:
         if any(side[key] is not None for side in sides):
             texts = ("not measured" if side[key] is None else form(side[key]) for side in sides)
             rows.append((what, *texts, "" if ratios[ratio] is None else f"{ratios[ratio]:.3f}"))
-    rows.append(("layers that fell back", "", str(len(validation["fallbacks"])), ", ".join(row["layer"] for row in validation["fallbacks"])))
+    rows.append(("fallbacks", "", str(len(validation["fallbacks"])), ", ".join(row["layer"] for row in validation["fallbacks"])))
     return rows
 
 
@@ -148,11 +148,13 @@ def notes_of(validation: dict) -> list[str]:
         f"{accuracy['samples']} samples; {100 * accuracy['confidence']:g} % interval of the drop: {accuracy['method']}{test}",
         f"latency of one call on {_shapes(validation['latency_shapes'])}, {validation['float']['latency_ms']['runs']} runs each in turn",
         f"throughput on {_shapes(validation['throughput_shapes'])}",
-        f"{machine['device']}, {machine['isa']}, {machine['threads']} threads, torch {machine['torch']}",
+        f"{machine['device']}, {machine['isa']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}, torch {machine['torch']}",
     ]
     for name in ("float", "quantized"):
         if validation[name]["timed_by"] != "C++":
             notes.append(f"the {name} model was called from {validation[name]['timed_by']}")
+        if validation[name]["not_measured"]:
+            notes.append(f"cold start and memory of the {name} model were not measured: {validation[name]['not_measured']}")
     return notes
 
 
@@ -210,6 +212,7 @@ def validate(
             "throughput": 1000 * batch.size / per_batch[model.name]["p50_ms"],
             **{key: fresh[model.name].get(key) for key in ("cold_start_ms", "peak_memory_bytes", "model_memory_bytes", "bytes")},
             "timed_by": model.timed_by,
+            "not_measured": fresh[model.name]["not_measured"],
         }
         for model in models
     }
@@ -250,7 +253,7 @@ def _runner(name: str, model: torch.nn.Module) -> Callable:
     def run(batch: LabelledBatch):
         args, kwargs = _to(device, (batch.args, batch.kwargs))
         try:
-            with torch.inference_mode(), evaluating(model):
+            with torch.no_grad(), in_eval_mode(model):  # not inference mode: a metric may write into the outputs
                 outputs = flat_output(model(*args, **kwargs))
         except Exception as error:  # whatever the model raises
             last = (str(error).strip().splitlines() or [type(error).__name__])[-1].removeprefix("RuntimeError: ")

@@ -29,8 +29,8 @@ _STYLE = {
 }
 
 
-def draw(plot: Callable, description: str, number: int, height: float = 2.9) -> str:
-    """`plot(axes)` draws; `description` is the text for those who do not see it; `number` tells the page's charts apart."""
+def draw(plot: Callable, description: str, height: float = 2.9) -> str:
+    """`plot(axes)` draws; `description` is the text for those who do not see it."""
     import matplotlib  # here, because importing torchquant should not take the time of what only reports need
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -44,15 +44,18 @@ def draw(plot: Callable, description: str, number: int, height: float = 2.9) -> 
         plot(axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _inlined(buffer.getvalue(), description, number)
+    return _inlined(buffer.getvalue(), description)
 
 
-def _inlined(svg: str, description: str, number: int) -> str:
+def with_own_ids(svg: str, number: int) -> str:
+    """Ids hold for a whole page, and every figure of matplotlib has the same ones: this is the page's chart `number`."""
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\1c{number}-", svg)
+
+
+def _inlined(svg: str, description: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    # Ids hold for the whole page, and every figure of matplotlib has the same ones.
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1c{number}-", svg)
     svg = svg.replace(_INK, "currentColor")
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)

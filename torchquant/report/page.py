@@ -13,6 +13,7 @@ from torchquant import _build_info
 from torchquant.files import write_text
 from torchquant.receipt import Receipt
 from torchquant.report import sections
+from torchquant.report.charts import with_own_ids
 from torchquant.report.sections import Section
 
 _TEMPLATE = Path(__file__).resolve().parent / "template.html"
@@ -89,6 +90,8 @@ def _render(title: str, page: list[Section]) -> str:
     import jinja2  # here, because importing torchquant should not take the time of what only reports need
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    for number, picture in enumerate((picture for section in page for picture in (*section.figures, *section.more_figures)), start=1):
+        picture.svg = with_own_ids(picture.svg, number)
     made = f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC · torch {torch.__version__}"
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         title=title, made=made, sections=page, version=_build_info.VERSION

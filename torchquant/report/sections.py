@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 
 from torchquant.analysis.validate import notes_of, rows_of
 from torchquant.report.charts import BLUE, GREEN, ORANGE, RED, draw
-
-_chart_numbers = itertools.count(1)
-
 
 @dataclass
 class Column:
@@ -73,7 +69,7 @@ class Section:
 
 def picture(plot, title: str, caption: str, height: float = 2.9) -> Picture:
     """Title and caption are also what a screen reader says."""
-    return Picture(draw(plot, f"{title}: {caption}", next(_chart_numbers), height), title, caption)
+    return Picture(draw(plot, f"{title}: {caption}", height), title, caption)
 
 
 def receipt(document: dict) -> Section:
@@ -159,7 +155,7 @@ def _ranking(report) -> TableOf:
     columns = [Column("layer"), Column("kind"), Column("QConfig"), Column("drop of the metric", "bar"), Column("SQNR alone", "number"),
                Column("gain if float", "number"), Column("float ms", "number"), Column("quantized ms", "number"), Column("MB saved", "number")]  # fmt: skip
     rows = [
-        (row["layer"], row["kind"], row["candidate"], Bar(max(drop or 0.0, 0.0) / largest, "" if drop is None else f"{drop:+.4f}"),
+        (row["layer"], row["kind"], row["candidate"], "" if drop is None else Bar(max(drop, 0.0) / largest, f"{drop:+.4f}"),
          _sqnr(row["alone_sqnr_db"]), _number(row["but_one_gain"], "{:+.4f}"), _number(row["float_ms"], "{:.3f}"),
          "stays float" if row["kernel"] == "" else _number(row["quantized_ms"], "{:.3f}"), f"{row['float_mb'] - row['quantized_mb']:.3f}")
         for row, drop in zip(ranking, drops)
@@ -216,7 +212,8 @@ def comparison(document: dict) -> Section:
                Column("max error", "number"), Column("clipped", "number"), Column("saturated", "number"), Column("SQNR converted", "number"),
                Column("note", "text")]  # fmt: skip
     table = [_compared_row(row, row["layer"] == first_bad, document["min_sqnr_db"]) for row in rows]
-    pictures = [_histogram(row) for row in sorted(rows, key=_worst_first) if row["histogram"]]
+    drawn = sorted((row for row in rows if row["histogram"] and row["observed"]), key=_worst_first)[:_HISTOGRAMS]
+    pictures = [_histogram(row) for row in drawn]
     return Section(
         "comparison",
         "Layer by layer",
@@ -227,11 +224,11 @@ def comparison(document: dict) -> Section:
         pictures[_HISTOGRAMS_SHOWN:],
         notes=["Errors add up along the network: each layer gets its inputs from the quantized layers before it.",
                "Clipped: float values outside the range. Saturated: codes at an end of the range.",
-               "Histograms show the float values of the layers with the lowest SQNR; dashed lines are the range that the codes can represent."],
+               f"Histograms show the float values of the layers with the lowest SQNR, at most {_HISTOGRAMS}; dashed lines are the range that the codes can represent."],
     )  # fmt: skip
 
 
-_HISTOGRAMS_SHOWN = 4
+_HISTOGRAMS_SHOWN, _HISTOGRAMS = 4, 24  # at once, and with those behind the fold: each takes some 15 kB
 _BEST_SQNR_DB = 50.0  # what 8 bits can hold: a full bar
 
 
@@ -248,9 +245,10 @@ def _compared_row(row: dict, is_first_bad: bool, min_sqnr_db: float) -> tuple:
     side, converted = _shown_side(row), row["converted"] or {}
     sqnr = side.get("sqnr_db")
     low = bool(side) and not side["exact"] and (sqnr is None or sqnr < min_sqnr_db)  # None: not finite
+    share = 1.0 if side.get("exact") else min(max((sqnr or 0.0) / _BEST_SQNR_DB, 0.0), 1.0)
     verdict = Badge("goes wrong first", "bad") if is_first_bad else Badge("low", "bad") if low else Badge("good", "good") if side else ""
     return (
-        row["layer"], row["kind"], verdict, Bar(min(max((sqnr or 0.0) / _BEST_SQNR_DB, 0.0), 1.0) if not side.get("exact") else 1.0, _db(side)),
+        row["layer"], row["kind"], verdict, Bar(share, _db(side)) if side else "",
         _number(side.get("cosine"), "{:.5f}"), _number(side.get("max_abs_error"), "{:.3g}"), _number(row["clipped_rate"], "{:.2%}"),
         _number(side.get("saturation_rate"), "{:.2%}"), _db(converted), row["converted_note"],
     )  # fmt: skip
