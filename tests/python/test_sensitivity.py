@@ -387,6 +387,8 @@ def test_a_layer_that_quantization_does_not_change_has_infinite_sqnr(x, tmp_path
     assert report.rows[0]["alone_sqnr_db"] == math.inf
     report.save(tmp_path / "report.json")
     assert tq.SensitivityReport.load(tmp_path / "report.json") == report
+    document = report.to_dict()
+    assert tq.SensitivityReport.from_dict(document) == report and document == report.to_dict()
     assert "exact" in str(report)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
@@ -257,7 +258,7 @@ class SensitivityReport:
     def from_dict(cls, values: dict) -> SensitivityReport:
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
             raise ValueError(f"SensitivityReport.from_dict: expected what to_dict gives, with format {_FORMAT!r}")
-        report = cls(**{item.name: values[item.name] for item in fields(cls)})
+        report = cls(**copy.deepcopy({item.name: values[item.name] for item in fields(cls)}))
         scanned = {"each_alone": ["alone"], "each_but_one": ["but_one"], "both": ["alone", "but_one"]}[report.mode]
         for row in report.rows:
             for state in scanned:
