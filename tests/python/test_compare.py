@@ -229,8 +229,14 @@ def test_transformers_and_concatenations():
 def test_dynamic_and_weight_only_layers():
     model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(6, 8)
     for qconfig in (tq.qconfigs.int8_dynamic(), tq.qconfigs.int8_weight_only()):
-        quantized = tq.quantize_model(model, x, qconfig)
-        assert tq.compare(model, quantized, [x]).row("2").converted.errors.sqnr_db > 25
+        prepared = tq.prepare(model, x, qconfig)  # nothing to calibrate
+        flags = [module.get_extra_state() for module in prepared.modules() if isinstance(module, tq.FakeQuantize)]
+        row = tq.compare(model, tq.convert(prepared, x), [x], prepared=prepared).row("2")
+        assert 25 < row.converted.errors.sqnr_db < 80
+        assert row.prepared.errors.sqnr_db == pytest.approx(row.converted.errors.sqnr_db, abs=0.1)
+        after = [module.get_extra_state() for module in prepared.modules() if isinstance(module, tq.FakeQuantize)]
+        assert all(torch.equal(*pair) for pair in zip(flags, after))
+        assert tq.compare(model, tq.convert(prepared, x), [x]).row("2").converted.errors.sqnr_db > 25
 
 
 def test_another_float_model_is_compared_at_its_modules(net):

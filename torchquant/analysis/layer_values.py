@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchquant.agreement import Origins, ReceiptWatch
+from torchquant.calibrate import static_fake_quants
 from torchquant.fake_quantize import FakeQuantize
 from torchquant.prepare.example_run import evaluating, without_fused_attention
 from torchquant.prepare.fx_placement import CONTAINER
@@ -30,16 +31,6 @@ class LayerValues:
     # Path of a fake-quant -> the quantized layers that read its tensor. Only while fake-quants are off.
     readers: dict[str, list[str]] = field(default_factory=dict)
     output: object = None
-
-
-def static_fake_quants(model: nn.Module) -> dict[str, FakeQuantize]:
-    """Path -> the activation fake-quants that hold one range for a tensor."""
-    weights = {id(fake_quant) for _, _, fake_quant in weight_fake_quants(model)}
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, FakeQuantize) and not module.spec.dynamic and id(module) not in weights
-    }
 
 
 class LayerOrigins(Origins):
@@ -157,12 +148,12 @@ def run_layers(model: nn.Module, args: tuple, kwargs: dict, origins: LayerOrigin
 
 
 @contextlib.contextmanager
-def fake_quants_off(model: nn.Module):
-    """The model computes in float, observers asleep; every fake-quant gets its state back."""
+def fake_quants_set(model: nn.Module, on: bool):
+    """The model computes with its fake-quants on or off, observers asleep; every fake-quant gets its state back."""
     fake_quants = [module for module in model.modules() if isinstance(module, FakeQuantize)]
     states = [fake_quant.get_extra_state() for fake_quant in fake_quants]
     for fake_quant in fake_quants:
-        fake_quant.observer_enabled = fake_quant.fake_quant_enabled = False
+        fake_quant.observer_enabled, fake_quant.fake_quant_enabled = False, on
     try:
         yield
     finally:
