@@ -200,6 +200,31 @@ def test_functional_relu_in_place_is_a_row_of_its_own():
     assert comparison.first_bad is None
 
 
+def test_layers_by_function_have_rows_under_the_owner_of_their_weight():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+        def forward(self, x):
+            q, k, v = F.linear(x, self.qkv.weight, self.qkv.bias).chunk(3, -1)
+            return self.out(F.scaled_dot_product_attention(q, k, v))
+
+    model, x = Attention().eval(), torch.randn(2, 5, 8)
+    prepared = calibrated(model, x)
+    comparison = tq.compare(model, tq.convert(prepared, x), [x], prepared=prepared)
+    assert [row.layer for row in comparison.rows] == ["x", "qkv", "scaled_dot_product_attention", "out"]
+    assert comparison.row("qkv").converted.errors.sqnr_db == pytest.approx(comparison.row("qkv").prepared.errors.sqnr_db, abs=0.1)
+
+
+def test_a_model_that_is_one_layer():
+    model, x = nn.Linear(4, 2).eval(), torch.randn(8, 4)
+    prepared = calibrated(model, x)
+    comparison = tq.compare(model, tq.convert(prepared, x), [x], prepared=prepared)
+    assert [row.layer for row in comparison.rows] == ["input", "the model"]
+    assert comparison.rows[1].converted.errors.sqnr_db > 30
+
+
 def test_transformers_and_concatenations():
     torch.manual_seed(0)
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1).eval()
