@@ -65,8 +65,8 @@ def finish_calibration(prepared):
 
 def check_calibrated(prepared, caller):
     """Refuses a prepared model that does not quantize yet."""
-    fake_quants = named_fake_quants(prepared).items()
-    waiting = [name for name, fake_quant in fake_quants if not (fake_quant.fake_quant_enabled and fake_quant.observed)]
+    off = [name for name, fake_quant in static_fake_quants(prepared).items() if not fake_quant.fake_quant_enabled]
+    waiting = off or [name for name, fake_quant in named_fake_quants(prepared).items() if not fake_quant.observed]
     if waiting:
         raise ValueError(f"{caller}: the model is not calibrated, run torchquant.calibrate first ({waiting[0]} has no range)")
 
@@ -74,6 +74,13 @@ def check_calibrated(prepared, caller):
 def named_fake_quants(prepared):
     """Path -> fake-quant; one that several layers share stands under its first path."""
     return {name: module for name, module in prepared.named_modules() if isinstance(module, FakeQuantize)}
+
+
+def static_fake_quants(prepared):
+    """Path -> the activation fake-quants that hold one range for a tensor."""
+    weights = {id(fake_quant) for _, _, fake_quant in weight_fake_quants(prepared)}
+    fake_quants = named_fake_quants(prepared).items()
+    return {name: fake_quant for name, fake_quant in fake_quants if not fake_quant.spec.dynamic and id(fake_quant) not in weights}
 
 
 def _list(names):

@@ -200,6 +200,31 @@ def test_functional_relu_in_place_is_a_row_of_its_own():
     assert comparison.first_bad is None
 
 
+def test_layers_by_function_have_rows_under_the_owner_of_their_weight():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+        def forward(self, x):
+            q, k, v = F.linear(x, self.qkv.weight, self.qkv.bias).chunk(3, -1)
+            return self.out(F.scaled_dot_product_attention(q, k, v))
+
+    model, x = Attention().eval(), torch.randn(2, 5, 8)
+    prepared = calibrated(model, x)
+    comparison = tq.compare(model, tq.convert(prepared, x), [x], prepared=prepared)
+    assert [row.layer for row in comparison.rows] == ["x", "qkv", "scaled_dot_product_attention", "out"]
+    assert comparison.row("qkv").converted.errors.sqnr_db == pytest.approx(comparison.row("qkv").prepared.errors.sqnr_db, abs=0.1)
+
+
+def test_a_model_that_is_one_layer():
+    model, x = nn.Linear(4, 2).eval(), torch.randn(8, 4)
+    prepared = calibrated(model, x)
+    comparison = tq.compare(model, tq.convert(prepared, x), [x], prepared=prepared)
+    assert [row.layer for row in comparison.rows] == ["input", "the model"]
+    assert comparison.rows[1].converted.errors.sqnr_db > 30
+
+
 def test_transformers_and_concatenations():
     torch.manual_seed(0)
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1).eval()
@@ -229,8 +254,14 @@ def test_transformers_and_concatenations():
 def test_dynamic_and_weight_only_layers():
     model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(6, 8)
     for qconfig in (tq.qconfigs.int8_dynamic(), tq.qconfigs.int8_weight_only()):
-        quantized = tq.quantize_model(model, x, qconfig)
-        assert tq.compare(model, quantized, [x]).row("2").converted.errors.sqnr_db > 25
+        prepared = tq.prepare(model, x, qconfig)  # nothing to calibrate
+        flags = [module.get_extra_state() for module in prepared.modules() if isinstance(module, tq.FakeQuantize)]
+        row = tq.compare(model, tq.convert(prepared, x), [x], prepared=prepared).row("2")
+        assert 25 < row.converted.errors.sqnr_db < 80
+        assert row.prepared.errors.sqnr_db == pytest.approx(row.converted.errors.sqnr_db, abs=0.1)
+        after = [module.get_extra_state() for module in prepared.modules() if isinstance(module, tq.FakeQuantize)]
+        assert all(torch.equal(*pair) for pair in zip(flags, after))
+        assert tq.compare(model, tq.convert(prepared, x), [x]).row("2").converted.errors.sqnr_db > 25
 
 
 def test_another_float_model_is_compared_at_its_modules(net):

@@ -107,7 +107,7 @@ class _Comparing:
         for key in structure.order:
             path, _, call = key.partition("#")
             if key in reference.layers:
-                self.rows[key] = ComparedLayer(key, key, self.reference.kind_of(path), behind.get(key))
+                self.rows[key] = ComparedLayer(key, key or "the model", self.reference.kind_of(path), behind.get(key))
             elif key in reference.places and key not in structure.layer_of_place:
                 name = names.get(path, path)
                 self.rows[key] = ComparedLayer(key, f"{name} (call {call})" if call else name, "operation", key)

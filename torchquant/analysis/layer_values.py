@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchquant.agreement import Origins, ReceiptWatch
+from torchquant.calibrate import static_fake_quants
 from torchquant.fake_quantize import FakeQuantize
 from torchquant.prepare.example_run import evaluating, without_fused_attention
 from torchquant.prepare.fx_placement import CONTAINER
+from torchquant.prepare.patterns import COMPUTE_MODULES
 from torchquant.prepare.quantized_parameter import weight_fake_quants
 
 
@@ -22,7 +24,7 @@ from torchquant.prepare.quantized_parameter import weight_fake_quants
 class LayerValues:
     """One forward. A module or fake-quant that runs again has "#2" behind its path, then "#3"."""
 
-    layers: dict[str, Tensor] = field(default_factory=dict)  # in running order: the output of every innermost module
+    layers: dict[str, Tensor] = field(default_factory=dict)  # the output of every innermost module and functional layer
     places: dict[str, Tensor] = field(default_factory=dict)  # what each static activation fake-quant stands for, in float
     fake_quants: dict[str, FakeQuantize] = field(default_factory=dict)  # of each place
     layer_of_place: dict[str, str] = field(default_factory=dict)  # the layer whose output the place is, where it is one
@@ -30,16 +32,6 @@ class LayerValues:
     # Path of a fake-quant -> the quantized layers that read its tensor. Only while fake-quants are off.
     readers: dict[str, list[str]] = field(default_factory=dict)
     output: object = None
-
-
-def static_fake_quants(model: nn.Module) -> dict[str, FakeQuantize]:
-    """Path -> the activation fake-quants that hold one range for a tensor."""
-    weights = {id(fake_quant) for _, _, fake_quant in weight_fake_quants(model)}
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, FakeQuantize) and not module.spec.dynamic and id(module) not in weights
-    }
 
 
 class LayerOrigins(Origins):
@@ -66,11 +58,15 @@ class LayerOrigins(Origins):
         layers = [layer for tensor in tensors for layer in self.weights.get(tensor.data_ptr(), ())]
         if not layers:
             return
+        self.layer_computed(layers, result)
         for position, tensor in enumerate(args):
             places = {self.place_of[o._cdata] for o in self.of(tensor) if o._cdata in self.place_of} if isinstance(tensor, Tensor) else ()
             for place in places:
                 self.readers.setdefault(place, {}).update(dict.fromkeys(layers))
                 self.layer_read(place, layers, position, func, args, kwargs, result)
+
+    def layer_computed(self, layers: list[str], result: Tensor) -> None:
+        """An op with a weight of `layers` gave `result`; the recorder of a forward puts its own here."""
 
     def layer_read(self, place, layers, position, func, args, kwargs, result) -> None:
         """The op `func` of `layers` computed `result` from the tensor at `place`, its argument at `position`; for who wants to measure."""
@@ -82,8 +78,9 @@ class _Recorder:
     def __init__(self, model: nn.Module, origins: LayerOrigins):
         self.values, self.origins = LayerValues(), origins
         self.calls: Counter[str] = Counter()
-        self.running: list[list] = []  # [path, whether a module ran inside]
+        self.running: list[list] = []  # [path, whether a module ran inside, the module]
         self.handles = []
+        origins.layer_computed = self._note_functional
         static = static_fake_quants(model)
         owners: dict[FakeQuantize, list[str]] = {}
         paths = {module: path for path, module in model.named_modules()}
@@ -94,7 +91,7 @@ class _Recorder:
         for path, module in model.named_modules():
             if path in static:
                 self.handles.append(module.register_forward_pre_hook(self._place_hook(path)))
-            elif path and path != CONTAINER and not isinstance(module, FakeQuantize):
+            elif path != CONTAINER and not isinstance(module, FakeQuantize):
                 self.handles.append(module.register_forward_pre_hook(self._enter_hook(path)))
                 self.handles.append(module.register_forward_hook(self._leave, always_call=True))
 
@@ -106,15 +103,24 @@ class _Recorder:
         def enter(module, args):
             for outer in self.running:
                 outer[1] = True
-            self.running.append([path, False])
+            self.running.append([path, False, module])
 
         return enter
 
     def _leave(self, module, args, output):
-        path, holds_others = self.running.pop()
+        path, holds_others, _ = self.running.pop()
         tensor = next((leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)), None)
         if holds_others or tensor is None or not tensor.is_floating_point():
             return
+        self._note(path, tensor)
+
+    def _note_functional(self, layers: list[str], result: Tensor) -> None:
+        """F.linear(x, self.qkv.weight) is a layer too. One that its module's own forward calls is noted when that returns."""
+        path, _, module = self.running[-1]
+        if not isinstance(module, nn.RNNBase) and not (path in layers and isinstance(module, tuple(COMPUTE_MODULES))):
+            self._note(layers[0], result)
+
+    def _note(self, path: str, tensor: Tensor) -> None:
         key = self._key(path)
         self.values.layers[key] = tensor.clone()  # an operation in place may overwrite it
         self.values.order.append(key)
@@ -157,12 +163,12 @@ def run_layers(model: nn.Module, args: tuple, kwargs: dict, origins: LayerOrigin
 
 
 @contextlib.contextmanager
-def fake_quants_off(model: nn.Module):
-    """The model computes in float, observers asleep; every fake-quant gets its state back."""
+def fake_quants_set(model: nn.Module, on: bool):
+    """The model computes with its fake-quants on or off, observers asleep; every fake-quant gets its state back."""
     fake_quants = [module for module in model.modules() if isinstance(module, FakeQuantize)]
     states = [fake_quant.get_extra_state() for fake_quant in fake_quants]
     for fake_quant in fake_quants:
-        fake_quant.observer_enabled = fake_quant.fake_quant_enabled = False
+        fake_quant.observer_enabled, fake_quant.fake_quant_enabled = False, on
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchquant import qconfigs
-from torchquant.analysis.layer_values import LayerValues, fake_quants_off, run_layers
+from torchquant.analysis.layer_values import LayerValues, fake_quants_set, run_layers
 from torchquant.analysis.script_values import run_script
 from torchquant.prepare import prepare
 from torchquant.prepare.quantized_parameter import recipe_of
@@ -34,9 +34,7 @@ class Run:
     def __call__(self, args: tuple, kwargs: dict) -> LayerValues:
         if isinstance(self.model, torch.jit.ScriptModule):
             return run_script(self.model, args, kwargs, self.simulate)
-        if self.simulate:
-            return run_layers(self.model, args, kwargs)
-        with fake_quants_off(self.model):
+        with fake_quants_set(self.model, on=self.simulate):
             return run_layers(self.model, args, kwargs)
 
     def kind_of(self, path: str) -> str:

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from torchquant.analysis.layer_values import static_fake_quants
-from torchquant.calibrate import check_calibrated, finish_calibration
+from torchquant.calibrate import check_calibrated, finish_calibration, static_fake_quants
 from torchquant.errors import nearest
 from torchquant.fake_quantize import FakeQuantize
 from torchquant.files import write_text

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from torchquant.analysis.comparison import representable_range
-from torchquant.analysis.layer_values import static_fake_quants
 from torchquant.batches import run_batches, samples_in
+from torchquant.calibrate import static_fake_quants
 from torchquant.fake_quantize import FakeQuantize
 from torchquant.prepare import PreparedModel
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from torchquant.analysis.layer_values import LayerOrigins, fake_quants_off, run_layers, static_fake_quants
+from torchquant.analysis.layer_values import LayerOrigins, fake_quants_set, run_layers
 from torchquant.batches import check_iterable, checked_batches
-from torchquant.calibrate import calibrate
+from torchquant.calibrate import calibrate, static_fake_quants
 from torchquant.observers import MovingAverageMinMaxObserver, make_observer
 from torchquant.prepare import prepare
 from torchquant.prepare.example_run import unpack
@@ -199,7 +199,7 @@ def _measure(prepared, batches, ranges) -> dict[tuple[str, str], dict[str, float
     """(fake-quant, layer that reads it) -> candidate -> energy of the error of the layer's output; "signal" is the output's own."""
     noise = defaultdict(lambda: defaultdict(float))
     batches, total = checked_batches(batches, "choose_observers")
-    with fake_quants_off(prepared), torch.no_grad(), ProgressBar("measuring observers", total) as bar:
+    with fake_quants_set(prepared, on=False), torch.no_grad(), ProgressBar("measuring observers", total) as bar:
         for index, batch in enumerate(batches):
             args, kwargs = unpack(batch, f"choose_observers: batch {index}")
             run_layers(prepared, args, kwargs, _Measuring(prepared, ranges, noise))

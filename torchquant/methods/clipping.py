@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from torchquant.analysis.comparison import channel_axis, clipped_mask, representable_range
-from torchquant.analysis.layer_values import fake_quants_off, run_layers
+from torchquant.analysis.layer_values import fake_quants_set, run_layers
 from torchquant.batches import checked_batches
 from torchquant.calibrate import check_calibrated
 from torchquant.fake_quantize import FakeQuantize
@@ -146,7 +146,7 @@ def clipping_report(prepared: nn.Module, batches, *, outlier_factor: float = OUT
     batches, total = checked_batches(batches, "clipping_report")
     has_conv1d = any(isinstance(module, nn.Conv1d) for module in prepared.modules())
     tensors: dict[str, _Tensor] = {}
-    with fake_quants_off(prepared), torch.no_grad(), ProgressBar("looking for clipped values", total) as bar:
+    with fake_quants_set(prepared, on=False), torch.no_grad(), ProgressBar("looking for clipped values", total) as bar:
         for index, batch in enumerate(batches):
             args, kwargs = unpack(batch, f"clipping_report: batch {index}")
             try:
