@@ -207,6 +207,8 @@ def _spread(ranges: Tensor) -> float:
 
 def _report(report, flow, pairs, refused, levelled, before) -> None:
     pair_of = {pair.first: pair for pair in pairs}
+    for name, reason in flow.opaque.items():
+        report.add(name, reason)
     for layer in flow.layers:
         changed = layer in pair_of or layer in levelled
         report.add(

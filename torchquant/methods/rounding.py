@@ -169,7 +169,7 @@ class _Rounding:
 def _expanded(qparam: Tensor, spec, weight: Tensor) -> Tensor:
     """A scale or zero point in a shape that broadcasts over the weight."""
     if spec.group_size is not None:
-        return qparam.float().view_as(qparam).repeat_interleave(spec.group_size, spec.axis)
+        return qparam.float().repeat_interleave(spec.group_size, spec.axis)
     shape = [1] * weight.dim()
     if spec.axis is not None:
         shape[spec.axis] = -1
@@ -224,8 +224,6 @@ def _round_layer(run: QuantizedModelRun, path: str, keys: list[Key], settings: _
     rounding = _Rounding(weight, layer.fake_quant)
     samples = _Samples(run, keys, weight)
     before = samples.errors(rounding.nearest * rounding.scale)
-    if not all(error.isfinite().all() for error in before.values()):
-        raise ValueError(f"{_METHOD}: the outputs of {layer.name} are infinite or NaN; check the batches and the float model")
     if rounding.free.any():
         _learn(rounding, samples, before, settings, bar)
     else:
