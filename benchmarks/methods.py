@@ -203,11 +203,32 @@ def table(rows: list[dict], name: str) -> str:
     return f"{TITLES[name]}:\n\n" + markdown(heading, [(method, *(cell(weight, method) for weight in weights)) for method in methods])
 
 
+def loses(name: str, baseline: float, plain: float) -> bool:
+    """Half a point of accuracy, or half a percent of perplexity."""
+    return baseline - plain > 0.005 if workloads.WORKLOADS[name].metric == "accuracy" else plain > 1.005 * baseline
+
+
+def recovered(rows: list[dict]) -> str:
+    """What part of plain PTQ's loss each method takes back, where there is one."""
+    lines = []
+    for name, (weights, _) in PLAN.items():
+        baseline = mean_score(rows, name, "fp32", "float")
+        for weight in weights:
+            plain = mean_score(rows, name, weight, "PTQ")
+            if baseline is None or plain is None or not loses(name, baseline, plain):
+                continue
+            scores = [mean_score(rows, name, weight, method) for method in METHODS if method != "PTQ"]
+            shares = ["" if score is None else f"{100 * (plain - score) / (plain - baseline):.0f} %" for score in scores]
+            lines.append((f"{name}, {weight}", *shares))
+    heading = ("", *(method for method in METHODS if method != "PTQ"))
+    return "Where plain PTQ loses more than half a point or half a percent, the part of that loss which is taken back:\n\n" + markdown(heading, lines)
+
+
 def render() -> str:
     result = read("methods")
     tables = [text for name in PLAN if (text := table(result["rows"], name))]
-    note = f"Means over three seeds, of converted models ({where(result)}); bold: better than plain PTQ.\n\n"
-    return note + "\n".join(tables)
+    note = f"Means over three seeds, of converted models ({where(result)}); bold: better than plain PTQ; empty: not measured.\n\n"
+    return note + "\n".join([*tables, recovered(result["rows"])])
 
 
 def draw_docs(check: bool) -> int:
