@@ -1,4 +1,4 @@
-"""What each method does on real work: accuracy and perplexity of converted models, three seeds, by one command (about half an hour on two cores).
+"""What each method does on real work: accuracy and perplexity of converted models, three seeds, by one command.
 
     python benchmarks/methods.py                       # goes on where it stopped; writes benchmarks/results/methods.json
     python benchmarks/methods.py --workloads lm --seeds 0
@@ -150,7 +150,9 @@ def only_writer():
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SystemExit("another run of benchmarks/methods.py is writing benchmarks/results/methods.json; wait for it or stop it") from None
+            raise SystemExit(
+                "another run of benchmarks/methods.py is writing benchmarks/results/methods.json; wait for it or stop it"
+            ) from None
         yield
 
 
@@ -162,7 +164,8 @@ def run(names, seeds, fresh: bool) -> None:
         workload = built.setdefault(name, workloads.WORKLOADS[name]())
         row = measure(workload, *rest)
         rows[key_of(row)] = row
-        print(f"{index + 1}/{len(missing)}  {name}  seed {row['seed']}  {row['weights']}  {row['method']}: {row['score']:.4f}", flush=True)
+        done = f"{index + 1}/{len(missing)}  {name}  seed {row['seed']}  {row['weights']}  {row['method']}"
+        print(f"{done}: {row['score']:.4f}", flush=True)
         order = {key: place for place, key in enumerate(planned(PLAN, SEEDS))}
         write_result("methods", setup(), sorted(rows.values(), key=lambda row: order.get(key_of(row), len(order))), quiet=True)
 
@@ -170,11 +173,13 @@ def run(names, seeds, fresh: bool) -> None:
 # The tables
 
 TITLES = {
-    "digits": "**digits**: accuracy on scikit-learn's digits, the residual CNN of `examples/digits.py` (450 test images: one is 0.22 points)",
+    "digits": "**digits**: accuracy on scikit-learn's digits, the residual CNN of `examples/digits.py` (450 test images: one is 0.22 "
+    "points)",
     "mobile": "**mobile**: the same digits, a MobileNet of depthwise and pointwise layers",
-    "lm": "**lm**: perplexity per character on the source of Python's standard library, a transformer with layer norms and a gated MLP",
-    "lm_outliers": "**lm_outliers**: the same transformer, 3 of 64 channels of every normalised tensor 30 times larger (and the weights that "
-    "read them smaller: the float result is the same), as large language models have them",
+    "lm": "**lm**: perplexity per character on the source of Python's standard library, a transformer with layer norms and a gated "
+    "MLP",
+    "lm_outliers": "**lm_outliers**: the same transformer, 3 of 64 channels of every normalised tensor 30 times larger (and the weights "
+    "that read them smaller: the float result is the same), as large language models have them",
 }
 
 
@@ -221,7 +226,8 @@ def recovered(rows: list[dict]) -> str:
             shares = ["" if score is None else f"{100 * (plain - score) / (plain - baseline):.0f} %" for score in scores]
             lines.append((f"{name}, {weight}", *shares))
     heading = ("", *(method for method in METHODS if method != "PTQ"))
-    return "Where plain PTQ loses more than half a point or half a percent, the part of that loss which is taken back:\n\n" + markdown(heading, lines)
+    note = "Where plain PTQ loses more than half a point or half a percent, the part of that loss which is taken back:\n\n"
+    return note + markdown(heading, lines)
 
 
 def render() -> str:

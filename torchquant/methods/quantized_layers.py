@@ -132,14 +132,15 @@ class QuantizedModelRun:
     def _run(self, index: int, note, quantized: bool) -> None:
         args, kwargs = self.batches[index]
         watch = _Watch(self.layers, note)
-        with evaluating(self.prepared), torch.no_grad(), repeatable(), without_fused_attention(), _flags(self.prepared, quantized), watch.hooks():
-            try:
-                with watch:
-                    self.prepared(*args, **kwargs)
-            except _Enough:
-                pass
-            except Exception as error:
-                raise RuntimeError(f"{self.method}: the model does not run on batch {index}: {error}") from error
+        with evaluating(self.prepared), torch.no_grad(), repeatable(), without_fused_attention():
+            with _flags(self.prepared, quantized), watch.hooks():
+                try:
+                    with watch:
+                        self.prepared(*args, **kwargs)
+                except _Enough:
+                    pass
+                except Exception as error:
+                    raise RuntimeError(f"{self.method}: the model does not run on batch {index}: {error}") from error
 
 
 class _Enough(BaseException):

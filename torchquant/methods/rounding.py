@@ -75,8 +75,8 @@ def adaround(
     there most of the error of a layer's input comes along the residual stream, which no rounding can mend.)
 
     Weights move onto the chosen codes, and their scales stay, so that `convert` writes exactly these codes; a second call finds nothing
-    left to choose. Convolutions, transposed ones, linear layers and products with a parameter are rounded, of any width, per tensor, channel
-    or group; embeddings are left alone.
+    left to choose. Convolutions, transposed ones, linear layers and products with a parameter are rounded, of any width, per tensor,
+    channel or group; embeddings are left alone.
 
     Args:
         prepared: from `prepare` or `prepare_qat`, calibrated.
@@ -95,8 +95,8 @@ def adaround(
         why it was left alone.
 
     Raises:
-        TypeError, ValueError: for a model that is not prepared and calibrated, for an argument out of its range, for empty batches or batches
-            that are none. The model is unchanged then.
+        TypeError, ValueError: for a model that is not prepared and calibrated, for an argument out of its range, for empty batches,
+            batches that are none, and infinite or NaN outputs. The model is unchanged then.
         RuntimeError: if the model does not run on a batch.
     """
     settings = _Settings(iterations, learning_rate, regularization, tuple(beta), warm_start, batch_size, seed)
