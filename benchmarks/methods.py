@@ -1,4 +1,4 @@
-"""What each method does on real work: accuracy and perplexity of converted models, three seeds, by one command (about half an hour on two cores).
+"""What each method does on real work: accuracy and perplexity of converted models, three seeds, by one command.
 
     python benchmarks/methods.py                       # goes on where it stopped; writes benchmarks/results/methods.json
     python benchmarks/methods.py --workloads lm --seeds 0
@@ -150,7 +150,9 @@ def only_writer():
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SystemExit("another run of benchmarks/methods.py is writing benchmarks/results/methods.json; wait for it or stop it") from None
+            raise SystemExit(
+                "another run of benchmarks/methods.py is writing benchmarks/results/methods.json; wait for it or stop it"
+            ) from None
         yield
 
 
@@ -162,7 +164,8 @@ def run(names, seeds, fresh: bool) -> None:
         workload = built.setdefault(name, workloads.WORKLOADS[name]())
         row = measure(workload, *rest)
         rows[key_of(row)] = row
-        print(f"{index + 1}/{len(missing)}  {name}  seed {row['seed']}  {row['weights']}  {row['method']}: {row['score']:.4f}", flush=True)
+        done = f"{index + 1}/{len(missing)}  {name}  seed {row['seed']}  {row['weights']}  {row['method']}"
+        print(f"{done}: {row['score']:.4f}", flush=True)
         order = {key: place for place, key in enumerate(planned(PLAN, SEEDS))}
         write_result("methods", setup(), sorted(rows.values(), key=lambda row: order.get(key_of(row), len(order))), quiet=True)
 
@@ -170,11 +173,13 @@ def run(names, seeds, fresh: bool) -> None:
 # The tables
 
 TITLES = {
-    "digits": "**digits**: accuracy on scikit-learn's digits, the residual CNN of `examples/digits.py` (450 test images: one is 0.22 points)",
+    "digits": "**digits**: accuracy on scikit-learn's digits, the residual CNN of `examples/digits.py` (450 test images: one is 0.22 "
+    "points)",
     "mobile": "**mobile**: the same digits, a MobileNet of depthwise and pointwise layers",
-    "lm": "**lm**: perplexity per character on the source of Python's standard library, a transformer with layer norms and a gated MLP",
-    "lm_outliers": "**lm_outliers**: the same transformer, 3 of 64 channels of every normalised tensor 30 times larger (and the weights that "
-    "read them smaller: the float result is the same), as large language models have them",
+    "lm": "**lm**: perplexity per character on the source of Python's standard library, a transformer with layer norms and a gated "
+    "MLP",
+    "lm_outliers": "**lm_outliers**: the same transformer, 3 of 64 channels of every normalised tensor 30 times larger (and the weights "
+    "that read them smaller: the float result is the same), as large language models have them",
 }
 
 
@@ -203,11 +208,33 @@ def table(rows: list[dict], name: str) -> str:
     return f"{TITLES[name]}:\n\n" + markdown(heading, [(method, *(cell(weight, method) for weight in weights)) for method in methods])
 
 
+def loses(name: str, baseline: float, plain: float) -> bool:
+    """Half a point of accuracy, or half a percent of perplexity."""
+    return baseline - plain > 0.005 if workloads.WORKLOADS[name].metric == "accuracy" else plain > 1.005 * baseline
+
+
+def recovered(rows: list[dict]) -> str:
+    """What part of plain PTQ's loss each method takes back, where there is one."""
+    lines = []
+    for name, (weights, _) in PLAN.items():
+        baseline = mean_score(rows, name, "fp32", "float")
+        for weight in weights:
+            plain = mean_score(rows, name, weight, "PTQ")
+            if baseline is None or plain is None or not loses(name, baseline, plain):
+                continue
+            scores = [mean_score(rows, name, weight, method) for method in METHODS if method != "PTQ"]
+            shares = ["" if score is None else f"{100 * (plain - score) / (plain - baseline):.0f} %" for score in scores]
+            lines.append((f"{name}, {weight}", *shares))
+    heading = ("", *(method for method in METHODS if method != "PTQ"))
+    note = "Where plain PTQ loses more than half a point or half a percent, the part of that loss which is taken back:\n\n"
+    return note + markdown(heading, lines)
+
+
 def render() -> str:
     result = read("methods")
     tables = [text for name in PLAN if (text := table(result["rows"], name))]
-    note = f"Means over three seeds, of converted models ({where(result)}); bold: better than plain PTQ.\n\n"
-    return note + "\n".join(tables)
+    note = f"Means over three seeds, of converted models ({where(result)}); bold: better than plain PTQ; empty: not measured.\n\n"
+    return note + "\n".join([*tables, recovered(result["rows"])])
 
 
 def draw_docs(check: bool) -> int:

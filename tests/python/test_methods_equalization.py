@@ -20,7 +20,9 @@ def randomize(model):
                 -1, *[1] * (module.weight.dim() - 1)
             )
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            for tensor, low, high in ((module.running_mean, -1, 1), (module.running_var, 0.1, 3), (module.weight.data, -2, 2), (module.bias.data, -1, 1)):
+            for tensor, low, high in (
+                (module.running_mean, -1, 1), (module.running_var, 0.1, 3), (module.weight.data, -2, 2), (module.bias.data, -1, 1)
+            ):  # fmt: skip
                 tensor.uniform_(low, high, generator=generator)
     return model.eval()
 

@@ -178,6 +178,14 @@ def test_it_recovers_what_outliers_cost_and_composes():
     tq.prepare_qat(both, x[:2], qconfig)(x).sum().backward()
 
 
+def test_cross_attention_is_left_alone_and_named():
+    layer, x = nn.TransformerDecoderLayer(WIDTH, 4, 32, norm_first=True, batch_first=True).eval(), torch.randn(2, 5, WIDTH)
+    smoothed = smooth_quant(layer, (x, x + 1), [(x, x + 1)])
+    torch.testing.assert_close(smoothed(x, x + 1), layer(x, x + 1), rtol=1e-3, atol=1e-4)
+    assert {"self_attn.in_proj_weight", "self_attn.out_proj", "linear1", "linear2"} <= set(report_of(smoothed).changed)
+    assert "part of a parameter" in report_of(smoothed).left_alone["linear in 'multihead_attn'"]
+
+
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, "half", True])
 def test_alpha_must_be_a_share(alpha):
     with pytest.raises(ValueError, match="smooth_quant: alpha must be a number from 0 to 1"):

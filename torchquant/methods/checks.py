@@ -24,7 +24,8 @@ def check_float_model(method: str, model) -> None:
             else None
         )  # fmt: skip
         if what:
-            raise TypeError(f"{method}: model must be a float model, and {path or 'the model itself'} is {what}; call {method} before prepare")
+            where = path or "the model itself"
+            raise TypeError(f"{method}: model must be a float model, and {where} is {what}; call {method} before prepare")
 
 
 def check_calibrated(method: str, prepared) -> None:

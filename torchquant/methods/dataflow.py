@@ -123,6 +123,7 @@ class Dataflow:
         self.stored = {id(tensor): name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
         self.uses: dict[int, int] = {}
         self.callers = [""]
+        self.opaque: dict[str, str] = {}  # layers that cannot be rescaled -> the reason
         self.output = self._record()
         self.layers = [step.layer for step in self.steps if step.layer is not None]
 
@@ -186,12 +187,16 @@ class Dataflow:
     def _layer(self, step: Step) -> Layer | None:
         compute = compute_function(step.function)
         weight = step.argument(*compute.weight) if compute else None
-        if not isinstance(weight, nn.Parameter) or id(weight) not in self.stored or compute.layer.kind == "embedding":
+        if compute is None or compute.layer.kind == "embedding":
             return None
-        if step.function not in COMPUTE_FUNCTIONS and not is_matrix_layer(step.function, step.args, step.kwargs, weight):
+        is_function = step.function in COMPUTE_FUNCTIONS
+        if id(weight) not in self.stored or not (is_function or is_matrix_layer(step.function, step.args, step.kwargs, weight)):
+            if is_function:
+                self.opaque[str(step)] = "its weight is a part of a parameter, or computed"
             return None
         bias = step.argument(*compute.bias) if compute.bias else None
-        if bias is not None and not (isinstance(bias, nn.Parameter) and id(bias) in self.stored):
+        if bias is not None and id(bias) not in self.stored:
+            self.opaque[self.stored[id(weight)].removesuffix(".weight")] = "its bias is a part of a parameter, or computed"
             return None
         groups = step.argument(6, "groups") if weight.dim() > 2 else 1
         read = step.inputs[[id(value.tensor) for value in step.inputs].index(id(step.argument(*compute.input)))]

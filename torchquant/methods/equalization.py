@@ -21,8 +21,11 @@ _SETTLED = 1e-3  # a sweep that changes no factor by more than this is the last
 _ELEMENTWISE = frozenset("relu relu_ leaky_relu leaky_relu_ prelu dropout dropout_ dropout1d dropout2d contiguous clone".split())
 # the same, channel by channel, of (N, C, ...)
 _SPATIAL = frozenset(
-    "max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d mean".split()
+    "max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d "
+    "mean".split()
 )
+# Arguments of F.batch_norm.
+_STATE = ((1, "running_mean"), (2, "running_var"), (3, "weight"), (4, "bias"))
 _RESHAPES = frozenset("flatten view reshape squeeze".split())
 
 
@@ -43,7 +46,8 @@ def cross_layer_equalization(model: nn.Module, example_inputs) -> nn.Module:
     Nagel et al., "Data-free quantization through weight equalization and bias correction" (ICCV 2019), section 4.1. Where one layer
     (convolution, also depthwise, grouped and transposed, or linear) alone feeds the next through nothing but batch norm, functions with
     f(s*x) = s*f(x) for s > 0 (identity, ReLU, leaky ReLU, PReLU, dropout), pooling and flattening of single values, channel c leaves the
-    first divided by ``s_c = sqrt(r1_c * r2_c) / r2_c`` and is multiplied back in the second, until both have the ranges ``sqrt(r1_c * r2_c)``.
+    first divided by ``s_c = sqrt(r1_c * r2_c) / r2_c`` and is multiplied back in the second, until both have the ranges
+    ``sqrt(r1_c * r2_c)``.
 
     Batch norm stays a layer: ``s_c`` goes into its weight and bias. Besides, every row of a layer before a batch norm is scaled to one
     range, which the statistics and the weight of the batch norm undo.
@@ -129,7 +133,7 @@ def _check_second(flow: Dataflow, first: Layer, second: Layer, value: Value) -> 
 
 
 def _check_batch_norm(flow: Dataflow, norm: Step, layer: Layer) -> None:
-    mean, variance, weight, bias = (norm.argument(*place) for place in ((1, "running_mean"), (2, "running_var"), (3, "weight"), (4, "bias")))
+    mean, variance, weight, bias = (norm.argument(*place) for place in _STATE)
     if weight is None or bias is None or mean is None or variance is None:
         raise _Refused(f"{norm} has no weight and bias, or no running statistics, to take the factors")
     stored = all(id(tensor) in flow.stored and flow.used_once(tensor) for tensor in (mean, variance, weight, bias))
@@ -195,8 +199,7 @@ def _level_rows(flow: Dataflow) -> set[Layer]:
 
 
 def _batch_norm_state(norm: Step) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-    places = ((1, "running_mean"), (2, "running_var"), (3, "weight"), (4, "bias"))
-    return *(norm.argument(*place).detach() for place in places), norm.argument(7, "eps")
+    return *(norm.argument(*place).detach() for place in _STATE), norm.argument(7, "eps")
 
 
 def _spread(ranges: Tensor) -> float:
@@ -207,6 +210,8 @@ def _spread(ranges: Tensor) -> float:
 
 def _report(report, flow, pairs, refused, levelled, before) -> None:
     pair_of = {pair.first: pair for pair in pairs}
+    for name, reason in flow.opaque.items():
+        report.add(name, reason)
     for layer in flow.layers:
         changed = layer in pair_of or layer in levelled
         report.add(

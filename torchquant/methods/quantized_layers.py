@@ -68,8 +68,8 @@ class LayerCall:
 
     def channels_last(self, result: Tensor) -> Tensor:
         """A result as [everything else, output channels]."""
-        axis = -1 if self.compute.layer.kind == "linear" else self.weight.dim() - 1
-        return result.movedim(-1 if axis == -1 else -axis, -1).flatten(0, -2) if result.dim() > 1 else result.unsqueeze(0)
+        axis = -1 if self.compute.layer.kind == "linear" else 1 - self.weight.dim()
+        return result.movedim(axis, -1).flatten(0, -2) if result.dim() > 1 else result.unsqueeze(0)
 
 
 @dataclass(eq=False)
@@ -96,16 +96,24 @@ class QuantizedModelRun:
         self.expected: list[Counter] = []  # for each batch: how often each layer runs
 
     def see_all(self, visit) -> None:
-        """Calls `visit(call)` for every call of a quantized layer, in float. Must come first: it learns what each batch runs."""
+        """Calls `visit(call)` for every call of a quantized layer, in float. Must come first: it learns what each batch runs, and
+        refuses batches on which a layer returns infinite or NaN values, before anything has changed."""
+        broken = {}
         for index in range(len(self.batches)):
             seen = Counter()
 
             def note(call, seen=seen):
                 seen[call.key] += 1
+                if not call.result.isfinite().all():
+                    broken[self.layers[call.key.fake_quant].name] = None
                 visit(call)
 
             self._run(index, note, quantized=False)
             self.expected.append(seen)
+        if broken:
+            raise ValueError(
+                f"{self.method}: the outputs of {', '.join(broken)} are infinite or NaN; check the batches and the float model"
+            )
 
     def calls_of(self, key: Key, index: int, quantized: bool) -> list[LayerCall]:
         """The calls of one layer on one batch. The model runs no further than to the last of them."""
@@ -124,14 +132,15 @@ class QuantizedModelRun:
     def _run(self, index: int, note, quantized: bool) -> None:
         args, kwargs = self.batches[index]
         watch = _Watch(self.layers, note)
-        with evaluating(self.prepared), torch.no_grad(), repeatable(), without_fused_attention(), _flags(self.prepared, quantized), watch.hooks():
-            try:
-                with watch:
-                    self.prepared(*args, **kwargs)
-            except _Enough:
-                pass
-            except Exception as error:
-                raise RuntimeError(f"{self.method}: the model does not run on batch {index}: {error}") from error
+        with evaluating(self.prepared), torch.no_grad(), repeatable(), without_fused_attention():
+            with _flags(self.prepared, quantized), watch.hooks():
+                try:
+                    with watch:
+                        self.prepared(*args, **kwargs)
+                except _Enough:
+                    pass
+                except Exception as error:
+                    raise RuntimeError(f"{self.method}: the model does not run on batch {index}: {error}") from error
 
 
 class _Enough(BaseException):

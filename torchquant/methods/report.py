@@ -45,4 +45,5 @@ class MethodReport:
 
 def _measured(row: dict) -> str:
     values = {name: value for name, value in row.items() if name not in ("layer", "changed", "reason") and value is not None}
-    return "changed: " + ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items())
+    parts = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()]
+    return f"changed: {', '.join(parts)}"

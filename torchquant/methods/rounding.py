@@ -75,8 +75,8 @@ def adaround(
     there most of the error of a layer's input comes along the residual stream, which no rounding can mend.)
 
     Weights move onto the chosen codes, and their scales stay, so that `convert` writes exactly these codes; a second call finds nothing
-    left to choose. Convolutions, transposed ones, linear layers and products with a parameter are rounded, of any width, per tensor, channel
-    or group; embeddings are left alone.
+    left to choose. Convolutions, transposed ones, linear layers and products with a parameter are rounded, of any width, per tensor,
+    channel or group; embeddings are left alone.
 
     Args:
         prepared: from `prepare` or `prepare_qat`, calibrated.
@@ -95,8 +95,8 @@ def adaround(
         why it was left alone.
 
     Raises:
-        TypeError, ValueError: for a model that is not prepared and calibrated, for an argument out of its range, for empty batches or batches
-            that are none. The model is unchanged then.
+        TypeError, ValueError: for a model that is not prepared and calibrated, for an argument out of its range, for empty batches,
+            batches that are none, and infinite or NaN outputs. The model is unchanged then.
         RuntimeError: if the model does not run on a batch.
     """
     settings = _Settings(iterations, learning_rate, regularization, tuple(beta), warm_start, batch_size, seed)
@@ -169,7 +169,7 @@ class _Rounding:
 def _expanded(qparam: Tensor, spec, weight: Tensor) -> Tensor:
     """A scale or zero point in a shape that broadcasts over the weight."""
     if spec.group_size is not None:
-        return qparam.float().view_as(qparam).repeat_interleave(spec.group_size, spec.axis)
+        return qparam.float().repeat_interleave(spec.group_size, spec.axis)
     shape = [1] * weight.dim()
     if spec.axis is not None:
         shape[spec.axis] = -1
@@ -224,8 +224,6 @@ def _round_layer(run: QuantizedModelRun, path: str, keys: list[Key], settings: _
     rounding = _Rounding(weight, layer.fake_quant)
     samples = _Samples(run, keys, weight)
     before = samples.errors(rounding.nearest * rounding.scale)
-    if not all(error.isfinite().all() for error in before.values()):
-        raise ValueError(f"{_METHOD}: the outputs of {layer.name} are infinite or NaN; check the batches and the float model")
     if rounding.free.any():
         _learn(rounding, samples, before, settings, bar)
     else:

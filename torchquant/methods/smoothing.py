@@ -95,6 +95,8 @@ def smooth_quant(model: nn.Module, example_inputs, batches, alpha: float = 0.5) 
     model = copy.deepcopy(model)
     flow = Dataflow(_METHOD, model, example_inputs)
     report = MethodReport(_METHOD, {"alpha": alpha, "batches": len(batches)})
+    for name, reason in flow.opaque.items():
+        report.add(name, reason)
     groups = _find_groups(flow, report)
     ranges = _input_ranges(model, batches, [layer for group in groups for layer in group.layers])
     with torch.no_grad():
