@@ -89,7 +89,7 @@ def test_checkpointing_and_compiling_change_nothing(ranks):
     assert_close(ranks[2, 0]["compiled"][0][2], ranks[2, 0]["plain"][0][2])
 
 
-@pytest.mark.parametrize("scenario", ["learned", "learned from mse", "pact"])
+@pytest.mark.parametrize("scenario", ["learned", "learned from range", "pact"])
 def test_what_is_learned_starts_from_the_first_batch_of_all(ranks, scenario):
     assert_equal(ranks[2, 0][scenario], ranks[2, 1][scenario])
     assert_close(ranks[2, 0][scenario], ranks[1, 0][scenario], rtol=1e-4, atol=1e-6)

@@ -124,13 +124,15 @@ def test_a_resumed_training_has_the_bits_of_an_uninterrupted_one(qconfig, tmp_pa
 # ---- LSQ and LSQ+
 
 
-def test_learned_ranges_start_from_calibration():
+@pytest.mark.parametrize("weight_bits", [3, 8])
+def test_learned_ranges_start_from_calibration(weight_bits):
+    weights = QuantSpec.weight(weight_bits, **({"observer": "mse", "bins": 128} if weight_bits == 3 else {}))
+    observed = tq.prepare_qat(net(), X, QConfig(weights, QuantSpec.activation(4, observer="mse")))
+    tq.calibrate(observed, [X, 3 * X])
     for learn_zero_point in (False, True):
-        qconfig = tq.qconfigs.learned(learn_zero_point=learn_zero_point)
+        qconfig = tq.qconfigs.learned(weight_bits=weight_bits, activation_bits=4, learn_zero_point=learn_zero_point)
         learned = tq.prepare_qat(net(), X, qconfig)
-        observed = tq.prepare_qat(net(), X, tq.qconfigs.int8_static())
-        for prepared in (learned, observed):
-            tq.calibrate(prepared, [X, 3 * X])
+        tq.calibrate(learned, [X, 3 * X])
         for name, module in observed.named_modules():
             if isinstance(module, FakeQuantize):
                 twin = learned.get_submodule(name)
@@ -419,6 +421,29 @@ def test_convolutions_and_attention_keep_their_zeros():
     for weight, zero in zip(weights, zeros):
         assert (weight[zero] == 0).all() and (weight[~zero] != 0).any()
     assert tq.convert(prepared, x)(x).isfinite().all()
+
+
+def test_zeros_that_attention_holds_itself_stay():
+    model, x = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(2, 5, 8)
+    y = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        model.in_proj_weight[:, 3] = 0.0
+    prepared = tq.prepare_qat(tq.training.keep_zeros(model), (x, y, y), tq.qconfigs.int8_static())
+    prepared(x, y, y)[0].sum().backward()
+    assert (prepared.in_proj_weight[:, 3] == 0).all()
+    assert tq.convert(prepared, (x, y, y)).drift["relative"] < 0.02
+
+
+@pytest.mark.parametrize("pruned", [True, False])
+def test_zeros_of_recurrent_layers_are_refused(pruned):
+    model = nn.Sequential(nn.LSTM(4, 4))
+    if pruned:
+        prune.l1_unstructured(model[0], "weight_hh_l0", amount=0.5)
+    else:
+        with torch.no_grad():
+            model[0].weight_hh_l0[0] = 0.0
+    with pytest.raises(ValueError, match="keep_zeros: 0: the zeros of a LSTM cannot be held, .*; leave recurrent weights unpruned"):
+        tq.training.keep_zeros(model)
 
 
 def test_what_keep_zeros_refuses():

@@ -115,7 +115,7 @@ def scenarios():
     plain = tq.qconfigs.int8_static()
     min_max = tq.qconfigs.int8_static(observer="min_max")
     learned = tq.qconfigs.learned(learn_zero_point=True)
-    by_mse = tq.QConfig(learned.weight, replace(learned.activation, observer="mse"))
+    by_range = tq.QConfig(learned.weight, replace(learned.activation, observer="moving_average"))
     return {
         "plain": lambda: train(prepared_net(plain)),
         "without broadcasts": lambda: train(prepared_net(min_max), broadcast_buffers=False),
@@ -123,7 +123,7 @@ def scenarios():
         "module by module": lambda: train(prepared_net(plain, branching=True)),
         "compiled": lambda: train(prepared_net(plain), compiled=True, steps=3),
         "learned": lambda: learned_from_first_batch(learned),
-        "learned from mse": lambda: learned_from_first_batch(by_mse),
+        "learned from range": lambda: learned_from_first_batch(by_range),
         "pact": lambda: learned_from_first_batch(tq.qconfigs.pact()),
         "refused": lambda: refused("mse"),
         "uneven": uneven,
