@@ -453,7 +453,7 @@ def test_what_keep_zeros_refuses():
         tq.training.keep_zeros(tq.prepare_qat(net(), X, tq.qconfigs.int8_static()))
     with pytest.raises(TypeError, match="model must be a torch.nn.Module, got int"):
         tq.training.keep_zeros(3)
-    with pytest.raises(ValueError, match="0.weight is a plain tensor that a hook recomputes: after .*prune call torchquant.training.keep_zeros"):
+    with pytest.raises(ValueError, match="0.weight is a plain tensor that a hook recomputes: after .*prune call .*keep_zeros"):
         tq.prepare_qat(pruned_net("prune"), X, tq.qconfigs.int8_static())
 
 
@@ -467,7 +467,7 @@ def test_what_keep_zeros_refuses():
         (lambda: replace(QuantSpec.per_row(), rounding="noise"), "rounding must be nearest when dynamic, got 'noise'"),
         (lambda: replace(QuantSpec.per_row(), power_of_two=True), "power_of_two must be False when dynamic"),
         (lambda: replace(QuantSpec.per_row(), learnable_clip=True), r"axis must be None"),
-        (lambda: QuantSpec.weight(learnable_clip=True), r"axis must be None \(one scale for the tensor\) when learnable_clip is given, got 0"),
+        (lambda: QuantSpec.weight(learnable_clip=True), r"axis must be None \(.*\) when learnable_clip is given, got 0"),
         (lambda: replace(PACT, learnable=True), "learnable must be False when learnable_clip is given"),
         (lambda: replace(PACT, power_of_two=True), "power_of_two must be False where the scale or clipping value is learned"),
         (lambda: QuantSpec.activation(learnable=True, power_of_two=True), "power_of_two must be False where the scale"),

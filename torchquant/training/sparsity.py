@@ -38,7 +38,7 @@ def keep_zeros(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"keep_zeros: model must be a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(module, PreparedModel) for module in model.modules()):
-        raise TypeError("keep_zeros: the model is prepared already; call keep_zeros on the float model, then prepare_qat on what it returns")
+        raise TypeError("keep_zeros: the model is prepared already; call keep_zeros on the float model, then prepare what it returns")
     pruned = {path: _pruned_names(module) for path, module in model.named_modules()}
     _check_recurrent(model)
     # What a pruning hook recomputes is no leaf, which deepcopy refuses; the copy gets a value of its own below.
