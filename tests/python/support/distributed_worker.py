@@ -1,5 +1,5 @@
 """What test_training_distributed.py runs in each process, under torchrun and gloo: every scenario on this rank's share of the same
-data. Writes what it saw to <folder>/<world size>_<rank>.pt.
+data. Writes what it saw to <folder>/<rank>.pt.
 
     torchrun --nproc-per-node 2 tests/python/support/distributed_worker.py FOLDER
 """
@@ -137,6 +137,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     results = {name: run() for name, run in scenarios().items()}
-    torch.save(results, Path(sys.argv[1]) / f"{dist.get_world_size()}_{dist.get_rank()}.pt")
+    torch.save(results, Path(sys.argv[1]) / f"{dist.get_rank()}.pt")
     dist.barrier()
     dist.destroy_process_group()
