@@ -34,9 +34,12 @@ def int4_weight_only(group_size: int = 128, *, symmetric: bool = True) -> QConfi
 
 def learned(*, weight_bits: int = 8, activation_bits: int = 8, learn_zero_point: bool = False) -> QConfig:
     """int8_static whose scales train with the model, for `prepare_qat`: LSQ (Esser et al., "Learned step size
-    quantization", ICLR 2020), and with learn_zero_point LSQ+ (Bhalgat et al., CVPR workshops 2020) on activations."""
-    activation = QuantSpec.activation(activation_bits, learnable=True, learnable_zero_point=learn_zero_point)
-    return QConfig(QuantSpec.weight(weight_bits, learnable=True), activation)
+    quantization", ICLR 2020), and with learn_zero_point LSQ+ (Bhalgat et al., CVPR workshops 2020) on activations. As LSQ+
+    proposes, they start from the range with the least squared error; weights of 5 bits and more from their whole range, which
+    is hardly another one and costs no histograms."""
+    activation = QuantSpec.activation(activation_bits, observer="mse", learnable=True, learnable_zero_point=learn_zero_point)
+    start = {"observer": "mse", "bins": 128} if weight_bits <= 4 else {}  # a histogram per channel: few bins keep checkpoints small
+    return QConfig(QuantSpec.weight(weight_bits, learnable=True, **start), activation)
 
 
 def pact(*, weight_bits: int = 8, activation_bits: int = 8) -> QConfig:

@@ -45,8 +45,8 @@ TQ_HOST_DEVICE ScaleZeroPoint choose_qparams(float min_val, float max_val, bool 
   return symmetric ? choose_symmetric_qparams(min_val, max_val, range) : choose_affine_qparams(min_val, max_val, range);
 }
 
-// The smallest power of two that is not below `scale`, exactly; 2^127, the largest, for what lies above it. A scale that
-// is not usable (zero, negative, infinite, NaN) stays what it is.
+// The smallest power of two that is not below `scale`, exactly; 2^127, the largest, for what lies above it. A scale
+// that is not usable (zero, negative, infinite, NaN) stays what it is.
 TQ_HOST_DEVICE float power_of_two_scale(float scale) {
   if (!(scale > 0.0f && scale <= kMaxFloat)) return scale;
   int exponent = 0;

@@ -1,5 +1,6 @@
 // Scale and zero point from data: choose_qparams (from a tensor's own range, for dynamic quantization and weights),
-// qparams_from_min_max (from an observer's range) and power_of_two_qparams (of what either chose). None carries a gradient.
+// qparams_from_min_max (from an observer's range) and power_of_two_qparams (of what either chose). None carries a
+// gradient.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 

@@ -88,7 +88,9 @@ TQ_API at::Tensor pact_fake_quantize(const at::Tensor& x, const at::Tensor& clip
                                      int64_t quant_min, int64_t quant_max);
 
 // scale = clip / max(quant_max - zero_point, zero_point - quant_min), and back. Neither carries a gradient.
-TQ_API at::Tensor pact_scale(const at::Tensor& clip, const at::Tensor& zero_point, int64_t quant_min, int64_t quant_max);
-TQ_API at::Tensor pact_clip(const at::Tensor& scale, const at::Tensor& zero_point, int64_t quant_min, int64_t quant_max);
+TQ_API at::Tensor pact_scale(const at::Tensor& clip, const at::Tensor& zero_point, int64_t quant_min,
+                             int64_t quant_max);
+TQ_API at::Tensor pact_clip(const at::Tensor& scale, const at::Tensor& zero_point, int64_t quant_min,
+                            int64_t quant_max);
 
 }  // namespace torchquant

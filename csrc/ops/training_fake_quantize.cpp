@@ -66,8 +66,8 @@ at::Tensor noisy(const at::Tensor& x, const at::Tensor& noise, const at::Tensor&
   check_qparams(kNoisyOp, x, scale, zero_point, granularity);
   check_dtype(kNoisyOp, "noise", noise, at::kFloat);
   check_same_device(kNoisyOp, "noise", noise, x);
-  TORCH_CHECK(noise.sym_sizes() == x.sym_sizes(), kNoisyOp, ": noise must have the shape of x, ", x.sym_sizes(), ", got ",
-              noise.sym_sizes());
+  TORCH_CHECK(noise.sym_sizes() == x.sym_sizes(), kNoisyOp, ": noise must have the shape of x, ", x.sym_sizes(),
+              ", got ", noise.sym_sizes());
   TORCH_CHECK(!scale.requires_grad() && !zero_point.requires_grad(), kNoisyOp,
               ": scale and zero_point must not require a gradient; use fake_quantize to learn them");
   const at::Tensor step = over(scale, x, granularity);
@@ -115,7 +115,8 @@ at::Tensor pact(const at::Tensor& x, const at::Tensor& clip, const at::Tensor& z
   const at::Tensor farthest = steps(zero_point, quant_min, quant_max);
   const at::Tensor low = clip * ((quant_min - zero_point) / farthest);
   const at::Tensor high = clip * ((quant_max - zero_point) / farthest);
-  // The clamp carries the gradients of what lies beyond the range; all that it gives is inside, where rounding passes them on.
+  // The clamp carries the gradients of what lies beyond the range; all that it gives is inside, where rounding passes
+  // them on.
   const at::Tensor clipped = at::clamp(x.to(at::kFloat), low.reshape({}), high.reshape({}));
   return fake_quantize(clipped, clip.detach() / farthest, zero_point, std::nullopt, std::nullopt, quant_min, quant_max)
       .to(x.scalar_type());

@@ -252,6 +252,19 @@ def test_a_learned_fake_quant_used_twice_before_backward():
     assert fake_quant.scale.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("spec", [ACTIVATION, STATIC_SPECS["power_of_two"]], ids=["one op", "several ops"])
+def test_a_later_forward_leaves_an_earlier_backward_alone(spec):
+    fake_quant = FakeQuantize(spec)
+    fake_quant(torch.tensor([0.0, 1.0]))
+    x = torch.tensor([3.0], requires_grad=True)
+    y = fake_quant(x)  # beyond the range, which has moved by a hundredth
+    for _ in range(5):
+        fake_quant(torch.tensor([0.0, 500.0]))
+    assert fake_quant.scale.item() * 255 > 3.0
+    y.backward()
+    assert x.grad.item() == 0.0
+
+
 # ---- state
 
 

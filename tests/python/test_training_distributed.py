@@ -1,5 +1,5 @@
 """Quantization-aware training on several processes: one all-reduce per step gives every process the ranges of all, the same as one
-process has over the same data. Runs under torchrun with gloo, two processes and one; support/distributed_worker.py trains."""
+process has over the same data. Two processes under torchrun and one alone, with gloo; support/distributed_worker.py trains."""
 
 import os
 import subprocess
@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from support import distributed_worker as worker
 from torch import nn
 
 import torchquant as tq
 
-WORKER = Path(__file__).parent / "support" / "distributed_worker.py"
+WORKER = Path(worker.__file__)
 STATE = ("min_val", "max_val", "nonfinite_count", "scale", "zero_point", "clip")
 
 
@@ -20,18 +22,27 @@ STATE = ("min_val", "max_val", "nonfinite_count", "scale", "zero_point", "clip")
 def ranks(tmp_path_factory):
     """{(world size, rank): {scenario: what that process returned}}"""
     folder = tmp_path_factory.mktemp("distributed")
-    running = [_start(folder, world_size) for world_size in (1, 2)]
-    for process in running:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
-    return {(size, rank): torch.load(folder / f"{size}_{rank}.pt") for size, rank in ((1, 0), (2, 0), (2, 1))}
+    two = _start_two(folder)
+    alone = _alone()
+    output, _ = two.communicate(timeout=300)
+    assert two.returncode == 0, output
+    return {(1, 0): alone, **{(2, rank): torch.load(folder / f"{rank}.pt") for rank in (0, 1)}}
 
 
-def _start(folder, world_size):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}", str(WORKER), str(folder)]
+def _start_two(folder):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER), str(folder)]
     path = os.pathsep.join([str(Path(tq.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _alone():
+    """The same scenarios with a process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        return {name: run() for name, run in worker.scenarios().items() if name != "compiled"}
+    finally:
+        dist.destroy_process_group()
 
 
 def quantization_state(state):
@@ -62,18 +73,15 @@ def test_every_process_holds_the_same_state_after_every_step(ranks, scenario):
 
 @pytest.mark.parametrize("scenario", TRAINED)
 def test_two_processes_have_the_ranges_of_one_over_the_same_data(ranks, scenario):
-    two, one = ranks[2, 0][scenario][0], ranks[1, 0][scenario][0]
+    two, one = ranks[2, 0][scenario][0], ranks[1, 0]["plain" if scenario == "compiled" else scenario][0]
     assert_equal(quantization_state(two[0]), quantization_state(one[0]))  # before the first sum of gradients, to the bit
-    for step in one:
+    for step in two:
         assert_close(two[step], one[step], rtol=1e-4, atol=1e-6)
 
 
 def test_the_ranges_of_a_lone_process_are_those_of_plain_training(ranks):
-    sys.path.insert(0, str(WORKER.parent))
-    from distributed_worker import BATCHES, prepared_net
-
-    prepared = prepared_net(tq.qconfigs.int8_static())
-    prepared(BATCHES[0]).square().mean().backward()
+    prepared = worker.prepared_net(tq.qconfigs.int8_static())
+    prepared(worker.BATCHES[0]).square().mean().backward()
     assert_equal(quantization_state(prepared.state_dict()), quantization_state(ranks[2, 0]["plain"][0][0]))
 
 
@@ -89,7 +97,7 @@ def test_checkpointing_and_compiling_change_nothing(ranks):
     assert_close(ranks[2, 0]["compiled"][0][2], ranks[2, 0]["plain"][0][2])
 
 
-@pytest.mark.parametrize("scenario", ["learned", "learned from mse", "pact"])
+@pytest.mark.parametrize("scenario", ["learned", "learned from range", "pact"])
 def test_what_is_learned_starts_from_the_first_batch_of_all(ranks, scenario):
     assert_equal(ranks[2, 0][scenario], ranks[2, 1][scenario])
     assert_close(ranks[2, 0][scenario], ranks[1, 0][scenario], rtol=1e-4, atol=1e-6)
@@ -103,7 +111,7 @@ def test_histograms_in_training_are_refused_with_what_to_do(ranks):
 
 def test_uneven_inputs_are_refused(ranks):
     for rank in ((2, 0), (2, 1)):
-        assert "DistributedDataParallel.join() is not supported while observers are on; give every process as many batches" in ranks[rank]["uneven"]
+        assert "join() is not supported while observers are on; give every process as many batches" in ranks[rank]["uneven"]
 
 
 @pytest.mark.parametrize("scenario", ["calibrated min_max", "calibrated mse"])

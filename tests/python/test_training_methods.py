@@ -124,13 +124,15 @@ def test_a_resumed_training_has_the_bits_of_an_uninterrupted_one(qconfig, tmp_pa
 # ---- LSQ and LSQ+
 
 
-def test_learned_ranges_start_from_calibration():
+@pytest.mark.parametrize("weight_bits", [3, 8])
+def test_learned_ranges_start_from_calibration(weight_bits):
+    weights = QuantSpec.weight(weight_bits, **({"observer": "mse", "bins": 128} if weight_bits == 3 else {}))
+    observed = tq.prepare_qat(net(), X, QConfig(weights, QuantSpec.activation(4, observer="mse")))
+    tq.calibrate(observed, [X, 3 * X])
     for learn_zero_point in (False, True):
-        qconfig = tq.qconfigs.learned(learn_zero_point=learn_zero_point)
+        qconfig = tq.qconfigs.learned(weight_bits=weight_bits, activation_bits=4, learn_zero_point=learn_zero_point)
         learned = tq.prepare_qat(net(), X, qconfig)
-        observed = tq.prepare_qat(net(), X, tq.qconfigs.int8_static())
-        for prepared in (learned, observed):
-            tq.calibrate(prepared, [X, 3 * X])
+        tq.calibrate(learned, [X, 3 * X])
         for name, module in observed.named_modules():
             if isinstance(module, FakeQuantize):
                 twin = learned.get_submodule(name)
@@ -421,6 +423,29 @@ def test_convolutions_and_attention_keep_their_zeros():
     assert tq.convert(prepared, x)(x).isfinite().all()
 
 
+def test_zeros_that_attention_holds_itself_stay():
+    model, x = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(2, 5, 8)
+    y = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        model.in_proj_weight[:, 3] = 0.0
+    prepared = tq.prepare_qat(tq.training.keep_zeros(model), (x, y, y), tq.qconfigs.int8_static())
+    prepared(x, y, y)[0].sum().backward()
+    assert (prepared.in_proj_weight[:, 3] == 0).all()
+    assert tq.convert(prepared, (x, y, y)).drift["relative"] < 0.02
+
+
+@pytest.mark.parametrize("pruned", [True, False])
+def test_zeros_of_recurrent_layers_are_refused(pruned):
+    model = nn.Sequential(nn.LSTM(4, 4))
+    if pruned:
+        prune.l1_unstructured(model[0], "weight_hh_l0", amount=0.5)
+    else:
+        with torch.no_grad():
+            model[0].weight_hh_l0[0] = 0.0
+    with pytest.raises(ValueError, match="keep_zeros: 0: the zeros of a LSTM cannot be held, .*; leave recurrent weights unpruned"):
+        tq.training.keep_zeros(model)
+
+
 def test_what_keep_zeros_refuses():
     with pytest.raises(ValueError, match=r"keep_zeros: no weight of Sequential has a zero; prune the model first"):
         tq.training.keep_zeros(net())
@@ -428,7 +453,7 @@ def test_what_keep_zeros_refuses():
         tq.training.keep_zeros(tq.prepare_qat(net(), X, tq.qconfigs.int8_static()))
     with pytest.raises(TypeError, match="model must be a torch.nn.Module, got int"):
         tq.training.keep_zeros(3)
-    with pytest.raises(ValueError, match="0.weight is a plain tensor that a hook recomputes: after .*prune call torchquant.training.keep_zeros"):
+    with pytest.raises(ValueError, match="0.weight is a plain tensor that a hook recomputes: after .*prune call .*keep_zeros"):
         tq.prepare_qat(pruned_net("prune"), X, tq.qconfigs.int8_static())
 
 
@@ -442,7 +467,7 @@ def test_what_keep_zeros_refuses():
         (lambda: replace(QuantSpec.per_row(), rounding="noise"), "rounding must be nearest when dynamic, got 'noise'"),
         (lambda: replace(QuantSpec.per_row(), power_of_two=True), "power_of_two must be False when dynamic"),
         (lambda: replace(QuantSpec.per_row(), learnable_clip=True), r"axis must be None"),
-        (lambda: QuantSpec.weight(learnable_clip=True), r"axis must be None \(one scale for the tensor\) when learnable_clip is given, got 0"),
+        (lambda: QuantSpec.weight(learnable_clip=True), r"axis must be None \(.*\) when learnable_clip is given, got 0"),
         (lambda: replace(PACT, learnable=True), "learnable must be False when learnable_clip is given"),
         (lambda: replace(PACT, power_of_two=True), "power_of_two must be False where the scale or clipping value is learned"),
         (lambda: QuantSpec.activation(learnable=True, power_of_two=True), "power_of_two must be False where the scale"),

@@ -28,18 +28,19 @@ def keep_zeros(model: nn.Module) -> nn.Module:
 
     Zeros of symmetric weights are the code 0 exactly, so what is pruned in the float model is pruned in the converted one. What
     `torch.nn.utils.prune` masks is taken over, hooks and all, and so is every weight of a layer (convolution, linear,
-    embedding) that holds zeros itself. The mask is a parametrization (`torch.nn.utils.parametrize`) and part of the state_dict:
+    embedding, attention) that holds zeros itself. The mask is a parametrization (`torch.nn.utils.parametrize`) and part of the state_dict:
     `weight` becomes `parametrizations.weight.original` there. No optimizer, momentum or weight decay moves a masked weight.
 
     Raises:
         TypeError: a model that is prepared already; mask the float model.
-        ValueError: no weight has a zero.
+        ValueError: no weight has a zero; or a recurrent layer's has, which cannot be held.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"keep_zeros: model must be a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(module, PreparedModel) for module in model.modules()):
-        raise TypeError("keep_zeros: the model is prepared already; call keep_zeros on the float model, then prepare_qat on what it returns")
+        raise TypeError("keep_zeros: the model is prepared already; call keep_zeros on the float model, then prepare what it returns")
     pruned = {path: _pruned_names(module) for path, module in model.named_modules()}
+    _check_recurrent(model)
     # What a pruning hook recomputes is no leaf, which deepcopy refuses; the copy gets a value of its own below.
     attributes = [vars(model.get_submodule(path))[name] for path, names in pruned.items() for name in names]
     masked = copy.deepcopy(model, {id(attribute): attribute.detach().clone() for attribute in attributes})
@@ -59,8 +60,20 @@ def _pruned_names(module: nn.Module) -> list[str]:
 
 
 def _weight_names(module: nn.Module) -> list[str]:
-    layer = compute_layer(module) or float_layer(module)
-    return ["weight"] if layer and isinstance(module._parameters.get("weight"), nn.Parameter) else []
+    if isinstance(module, nn.MultiheadAttention):
+        names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+    else:
+        names = ("weight",) if compute_layer(module) or float_layer(module) else ()
+    return [name for name in names if module._parameters.get(name) is not None]
+
+
+def _check_recurrent(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, nn.RNNBase) and any((weight == 0).any() for weight in module._flat_weights if weight.dim() > 1):
+            raise ValueError(
+                f"keep_zeros: {path or 'the model'}: the zeros of a {type(module).__name__} cannot be held, because torch keeps a list of "
+                "its weights aside; leave recurrent weights unpruned"
+            )
 
 
 def _mask(module: nn.Module, name: str, pruned: bool) -> bool:

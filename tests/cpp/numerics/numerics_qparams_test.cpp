@@ -135,8 +135,10 @@ TEST(PowerOfTwoQParams, KeepTheRangeUpToHalfAStep) {
     ASSERT_EQ(rounded.zero_point, effective_zero_point(rounded.zero_point, range));
     if (symmetric) ASSERT_EQ(rounded.zero_point, plain.zero_point);
     const float slack = 0.5001f * rounded.scale;
-    ASSERT_LE((range.quant_min - rounded.zero_point) * rounded.scale, (range.quant_min - plain.zero_point) * plain.scale + slack);
-    ASSERT_GE((range.quant_max - rounded.zero_point) * rounded.scale, (range.quant_max - plain.zero_point) * plain.scale - slack);
+    ASSERT_LE((range.quant_min - rounded.zero_point) * rounded.scale,
+              (range.quant_min - plain.zero_point) * plain.scale + slack);
+    ASSERT_GE((range.quant_max - rounded.zero_point) * rounded.scale,
+              (range.quant_max - plain.zero_point) * plain.scale - slack);
   }
 }
 

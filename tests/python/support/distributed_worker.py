@@ -1,5 +1,5 @@
 """What test_training_distributed.py runs in each process, under torchrun and gloo: every scenario on this rank's share of the same
-data. Writes what it saw to <folder>/<world size>_<rank>.pt.
+data. Writes what it saw to <folder>/<rank>.pt.
 
     torchrun --nproc-per-node 2 tests/python/support/distributed_worker.py FOLDER
 """
@@ -115,7 +115,7 @@ def scenarios():
     plain = tq.qconfigs.int8_static()
     min_max = tq.qconfigs.int8_static(observer="min_max")
     learned = tq.qconfigs.learned(learn_zero_point=True)
-    by_mse = tq.QConfig(learned.weight, replace(learned.activation, observer="mse"))
+    by_range = tq.QConfig(learned.weight, replace(learned.activation, observer="moving_average"))
     return {
         "plain": lambda: train(prepared_net(plain)),
         "without broadcasts": lambda: train(prepared_net(min_max), broadcast_buffers=False),
@@ -123,7 +123,7 @@ def scenarios():
         "module by module": lambda: train(prepared_net(plain, branching=True)),
         "compiled": lambda: train(prepared_net(plain), compiled=True, steps=3),
         "learned": lambda: learned_from_first_batch(learned),
-        "learned from mse": lambda: learned_from_first_batch(by_mse),
+        "learned from range": lambda: learned_from_first_batch(by_range),
         "pact": lambda: learned_from_first_batch(tq.qconfigs.pact()),
         "refused": lambda: refused("mse"),
         "uneven": uneven,
@@ -137,6 +137,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     results = {name: run() for name, run in scenarios().items()}
-    torch.save(results, Path(sys.argv[1]) / f"{dist.get_world_size()}_{dist.get_rank()}.pt")
+    torch.save(results, Path(sys.argv[1]) / f"{dist.get_rank()}.pt")
     dist.barrier()
     dist.destroy_process_group()

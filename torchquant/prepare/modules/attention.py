@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..patterns import LINEAR
-from ..quantized_parameter import add_submodule, add_weight_fake_quant, extend
+from ..quantized_parameter import add_submodule, add_weight_fake_quant, extend, float_parameter
 
 _INPUTS = ("query", "key", "value")
 _NOT_PACKED = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -83,7 +83,7 @@ class QuantizedAttention(nn.Module):
         fake_quant = self._modules.get("in_proj_weight_fake_quant")
         if torch.jit.is_tracing() and fake_quant is not None:
             # the converter looks for the fake-quant right at the product, so the parameter is cut, not the fake-quantized weight
-            return F.linear(x, _fake_quantize_rows(fake_quant, self._parameters["in_proj_weight"], rows), bias)
+            return F.linear(x, _fake_quantize_rows(fake_quant, float_parameter(self, "in_proj_weight"), rows), bias)
         return F.linear(x, self.in_proj_weight[rows], bias)
 
     def _split_heads(self, x, batch_first):
