@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from qat_step import build
-from support import write_result
+from harness import write_result
 
 PEERS = ("fp32", "torchquant")
 

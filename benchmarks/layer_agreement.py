@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import torchquant as tq
-from support import write_result
+from harness import write_result
 from torchquant.agreement import layer_agreement
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "peers"))

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import workloads
-from support import RESULTS, write_result
+from harness import RESULTS, write_result
 
 import torchquant as tq
 from readme import markdown, read, where

@@ -16,7 +16,7 @@ import time
 import torch
 from torch import nn
 
-from support import PeerProcesses, write_result
+from harness import PeerProcesses, write_result
 
 PEERS = ("fp32", "torchquant", "torch_ao_fx")
 

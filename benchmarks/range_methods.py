@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import torchquant as tq
-from support import write_result
+from harness import write_result
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "examples"))
 import digits  # noqa: E402

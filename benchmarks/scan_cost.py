@@ -16,7 +16,7 @@ import torch
 import torchvision
 
 import torchquant as tq
-from support import write_result
+from harness import write_result
 from torchquant import _C
 
 BAR = 1.2

@@ -30,7 +30,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE / "peers")]
 
 from networks import settle_batch_norms, signal_to_noise  # noqa: E402
-from support import RESULTS, write_result  # noqa: E402
+from harness import RESULTS, write_result  # noqa: E402
 
 # Small configurations: structure is what is asked, and two layers of it show what twelve would.
 SIZES = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256)

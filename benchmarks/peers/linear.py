@@ -24,7 +24,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
 from networks import signal_to_noise  # noqa: E402
-from support import PeerProcesses, write_result  # noqa: E402
+from harness import PeerProcesses, write_result  # noqa: E402
 
 DYNAMIC = ("torchquant_dynamic", "torch_ao_dynamic", "torchao_dynamic_w8a8", "torch_fp32")
 WEIGHT_ONLY = ("torchquant_int4", "torchquant_int8", "plain_read_int4", "plain_read_int8", "torch_fp32")

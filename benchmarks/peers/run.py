@@ -30,7 +30,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
 from networks import NETWORKS, build, example, signal_to_noise  # noqa: E402
-from support import RESULTS, PeerProcesses, write_result  # noqa: E402
+from harness import RESULTS, PeerProcesses, write_result  # noqa: E402
 from systems import SYSTEMS, systems_for  # noqa: E402
 
 SMALLEST_SQNR = 3.0  # dB; below it an output has little to do with the float model's, and its time means nothing
