@@ -85,8 +85,8 @@ std::vector<std::string> available_isa_names() {
 
 // The bins + 1 edges of the histogram that an observer of this range keeps, for drawing it.
 std::vector<double> histogram_edges(double min_val, double max_val, int64_t bins) {
-  const numerics::HistogramGrid grid = numerics::histogram_grid({static_cast<float>(min_val), static_cast<float>(max_val)},
-                                                                static_cast<int32_t>(bins));
+  const numerics::HistogramGrid grid =
+      numerics::histogram_grid({static_cast<float>(min_val), static_cast<float>(max_val)}, static_cast<int32_t>(bins));
   std::vector<double> edges;
   for (int32_t edge = 0; edge <= grid.bins; ++edge) edges.push_back(std::ldexp(edge - grid.negative, grid.exponent));
   return edges;
@@ -105,7 +105,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("read_manifest", torch::wrap_pybind_function(read_manifest), py::arg("path"));
   m.def("measure", torch::wrap_pybind_function(measure_module), py::arg("module"), py::arg("inputs"), py::arg("warm_up_runs"),
         py::arg("runs"));
-  m.def("histogram_edges", torch::wrap_pybind_function(histogram_edges), py::arg("min_val"), py::arg("max_val"), py::arg("bins"));
+  m.def("histogram_edges", torch::wrap_pybind_function(histogram_edges), py::arg("min_val"), py::arg("max_val"),
+        py::arg("bins"));
   m.def("available_isas", torch::wrap_pybind_function(available_isa_names));
   m.def("selected_isa", torch::wrap_pybind_function([] { return std::string(kernels::isa_name(kernels::selected_isa())); }));
   m.def("force_isa", torch::wrap_pybind_function([](const std::string& name) { kernels::force_isa(isa_named(name)); }),
