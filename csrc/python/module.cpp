@@ -190,8 +190,8 @@ std::vector<std::string> available_isa_names() {
 
 // The bins + 1 edges of the histogram that an observer of this range keeps, for drawing it.
 std::vector<double> histogram_edges(double min_val, double max_val, int64_t bins) {
-  const numerics::HistogramGrid grid = numerics::histogram_grid({static_cast<float>(min_val), static_cast<float>(max_val)},
-                                                                static_cast<int32_t>(bins));
+  const numerics::HistogramGrid grid =
+      numerics::histogram_grid({static_cast<float>(min_val), static_cast<float>(max_val)}, static_cast<int32_t>(bins));
   std::vector<double> edges;
   for (int32_t edge = 0; edge <= grid.bins; ++edge) edges.push_back(std::ldexp(edge - grid.negative, grid.exponent));
   return edges;
