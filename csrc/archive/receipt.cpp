@@ -10,15 +10,12 @@ namespace {
 using nlohmann::ordered_json;
 
 ordered_json to_document(const ReceiptRow& row) {
-  return {{"layer", row.layer},
-          {"kind", row.kind},
-          {"precision", row.precision},
-          {"kernel", row.kernel},
-          {"reason", row.reason},
-          {"fused", row.fused},
-          {"inputs", row.inputs},
-          {"output", row.output.empty() ? ordered_json(nullptr) : ordered_json(row.output)},
-          {"fallback", row.fallback}};
+  return {
+      {"layer", row.layer},         {"kind", row.kind},
+      {"precision", row.precision}, {"kernel", row.kernel},
+      {"reason", row.reason},       {"fused", row.fused},
+      {"inputs", row.inputs},       {"output", row.output.empty() ? ordered_json(nullptr) : ordered_json(row.output)},
+      {"fallback", row.fallback}};
 }
 
 ReceiptRow to_row(const ordered_json& document) {

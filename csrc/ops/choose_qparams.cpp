@@ -79,9 +79,9 @@ QParamTensors choose_cpu(const at::Tensor& x, std::optional<int64_t> axis, std::
   check_choose(x, granularity, quant_min, quant_max);
   const at::Tensor input = to_dense(x);
   const ObservedRanges observed = observe_ranges(input, granularity);
-  const auto [scale, zero_point] =
-      qparams_of(static_cast<int64_t>(observed.ranges.size()), [&](int64_t i) { return observed.ranges[i]; }, symmetric,
-                 to_range(quant_min, quant_max));
+  const auto [scale, zero_point] = qparams_of(
+      static_cast<int64_t>(observed.ranges.size()), [&](int64_t i) { return observed.ranges[i]; }, symmetric,
+      to_range(quant_min, quant_max));
   return {params_from_memory_order(scale, input, granularity),
           params_from_memory_order(zero_point, input, granularity)};
 }

@@ -1,5 +1,6 @@
 // Typed C++ entry points of the torchquant ops. They call the dispatcher, so they are differentiable, traceable and run
-// on the device of their arguments. Called by observers/, nn/, convert/ and C++ users; `ops/<name>.cpp` implements each.
+// on the device of their arguments. Called by observers/, nn/, convert/ and C++ users; `ops/<name>.cpp` implements
+// each.
 //
 // Common arguments
 //   x            float32, bfloat16 or float16, any shape, any strides
@@ -59,23 +60,23 @@ TQ_API std::tuple<at::Tensor, at::Tensor> choose_qparams(const at::Tensor& x, st
 TQ_API std::tuple<at::Tensor, at::Tensor> qparams_from_min_max(const at::Tensor& min_val, const at::Tensor& max_val,
                                                                bool symmetric, int64_t quant_min, int64_t quant_max);
 
-// (scale, zero_point) of nearly the same range with scales that are powers of two: each scale rounded up, and of an affine
-// range the zero point moved with its lower end.
+// (scale, zero_point) of nearly the same range with scales that are powers of two: each scale rounded up, and of an
+// affine range the zero point moved with its lower end.
 TQ_API std::tuple<at::Tensor, at::Tensor> power_of_two_qparams(const at::Tensor& scale, const at::Tensor& zero_point,
                                                                bool symmetric, int64_t quant_min, int64_t quant_max);
 
 // One training step's observe + choose + fake-quantize: moves min_val and max_val towards x's range by
-// averaging_constant (the first batch sets them; 1 keeps this batch alone), writes scale and zero_point, counts the values
-// of x that are not finite, and returns x fake-quantized with the new parameters. Straight-through gradient.
-TQ_API at::Tensor fused_observe_fake_quantize(const at::Tensor& x, const at::Tensor& min_val,
-                                              const at::Tensor& max_val, const at::Tensor& nonfinite_count,
-                                              const at::Tensor& scale, const at::Tensor& zero_point,
-                                              double averaging_constant, std::optional<int64_t> axis, bool symmetric,
-                                              int64_t quant_min, int64_t quant_max);
+// averaging_constant (the first batch sets them; 1 keeps this batch alone), writes scale and zero_point, counts the
+// values of x that are not finite, and returns x fake-quantized with the new parameters. Straight-through gradient.
+TQ_API at::Tensor fused_observe_fake_quantize(const at::Tensor& x, const at::Tensor& min_val, const at::Tensor& max_val,
+                                              const at::Tensor& nonfinite_count, const at::Tensor& scale,
+                                              const at::Tensor& zero_point, double averaging_constant,
+                                              std::optional<int64_t> axis, bool symmetric, int64_t quant_min,
+                                              int64_t quant_max);
 
-// fake_quantize of x + noise * scale, for training; `noise` is float32 of x's shape, uniform in [-1/2, 1/2). Rounded, it is
-// stochastic rounding: the expectation inside the range is x. Not rounded, it is pseudo-quantization noise clamped to the
-// range. The gradient of x passes straight through inside the range; scale and zero_point have none.
+// fake_quantize of x + noise * scale, for training; `noise` is float32 of x's shape, uniform in [-1/2, 1/2). Rounded,
+// it is stochastic rounding: the expectation inside the range is x. Not rounded, it is pseudo-quantization noise
+// clamped to the range. The gradient of x passes straight through inside the range; scale and zero_point have none.
 TQ_API at::Tensor noisy_fake_quantize(const at::Tensor& x, const at::Tensor& noise, const at::Tensor& scale,
                                       const at::Tensor& zero_point, std::optional<int64_t> axis,
                                       std::optional<int64_t> group_size, int64_t quant_min, int64_t quant_max,

@@ -86,8 +86,7 @@ std::tuple<at::Tensor, at::Tensor> power_of_two_qparams(const at::Tensor& scale,
   C10_CUDA_CHECK(kernels::cuda::power_of_two_qparams(
       scales.const_data_ptr<float>(), zero_points.const_data_ptr<float>(),
       std::get<0>(outputs).mutable_data_ptr<float>(), std::get<1>(outputs).mutable_data_ptr<float>(), scales.numel(),
-      symmetric, to_range(quant_min, quant_max),
-      c10::cuda::getCurrentCUDAStream(scale.get_device())));
+      symmetric, to_range(quant_min, quant_max), c10::cuda::getCurrentCUDAStream(scale.get_device())));
   return outputs;
 }
 

@@ -1,5 +1,5 @@
-// The Python module torchquant._C: the whole of pybind11 in this project. Arguments and results are torch's own types, so
-// it must be built with the pybind11 headers that torch bundles.
+// The Python module torchquant._C: the whole of pybind11 in this project. Arguments and results are torch's own types,
+// so it must be built with the pybind11 headers that torch bundles.
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/jit/python/pybind.h>
 #include <torch/csrc/utils/pybind.h>
@@ -29,8 +29,8 @@ std::tuple<torch::jit::Module, std::string> convert_module(const torch::jit::Mod
                                                            const std::string& on_fallback, bool islands) {
   TORCH_CHECK_VALUE(on_fallback == "error" || on_fallback == "allow",
                     "convert: on_fallback must be 'error' or 'allow', got '", on_fallback, "'");
-  const ConvertResult result =
-      convert(prepared, {.on_fallback = on_fallback == "allow" ? Fallback::kAllow : Fallback::kError, .islands = islands});
+  const ConvertResult result = convert(
+      prepared, {.on_fallback = on_fallback == "allow" ? Fallback::kAllow : Fallback::kError, .islands = islands});
   return {result.module, result.receipt.to_json()};
 }
 
@@ -59,8 +59,8 @@ py::dict read_manifest(const std::string& path) {
   return result;
 }
 
-std::vector<double> time_module_runs(torch::jit::Module& module, const std::vector<at::Tensor>& inputs, int64_t warm_up_runs,
-                                     int64_t runs) {
+std::vector<double> time_module_runs(torch::jit::Module& module, const std::vector<at::Tensor>& inputs,
+                                     int64_t warm_up_runs, int64_t runs) {
   const std::vector<c10::IValue> values(inputs.begin(), inputs.end());
   return time_runs(module, values, {.warm_up_runs = warm_up_runs, .runs = runs});
 }
@@ -90,7 +90,8 @@ py::list list_packed_weights(const torch::jit::Module& module) {
   return rows;
 }
 
-py::dict measure_module(torch::jit::Module& module, const std::vector<at::Tensor>& inputs, int64_t warm_up_runs, int64_t runs) {
+py::dict measure_module(torch::jit::Module& module, const std::vector<at::Tensor>& inputs, int64_t warm_up_runs,
+                        int64_t runs) {
   std::vector<double> times_ms;
   {
     const py::gil_scoped_release no_gil;
@@ -113,7 +114,9 @@ py::list list_layer_fake_quants(const torch::jit::Module& prepared) {
   return result;
 }
 
-std::vector<c10::IValue> call_arguments(const std::vector<at::Tensor>& tensors) { return {tensors.begin(), tensors.end()}; }
+std::vector<c10::IValue> call_arguments(const std::vector<at::Tensor>& tensors) {
+  return {tensors.begin(), tensors.end()};
+}
 
 std::vector<at::Tensor> tensors_of(const std::vector<c10::IValue>& values) {
   std::vector<at::Tensor> tensors;
@@ -142,8 +145,10 @@ py::list list_layer_pairs(const torch::jit::Module& prepared, const std::vector<
 }
 
 // (signal, noise) of two sequences of tensors.
-std::pair<double, double> signal_and_noise(const std::vector<at::Tensor>& reference, const std::vector<at::Tensor>& actual) {
-  TORCH_CHECK_VALUE(reference.size() == actual.size(), "sqnr: the outputs hold ", reference.size(), " and ", actual.size(), " tensors");
+std::pair<double, double> signal_and_noise(const std::vector<at::Tensor>& reference,
+                                           const std::vector<at::Tensor>& actual) {
+  TORCH_CHECK_VALUE(reference.size() == actual.size(), "sqnr: the outputs hold ", reference.size(), " and ",
+                    actual.size(), " tensors");
   SignalAndNoise sums;
   for (size_t i = 0; i < reference.size(); ++i) sums.add(reference[i], actual[i]);
   return {sums.signal, sums.noise};
@@ -205,23 +210,27 @@ PYBIND11_MODULE(_C, m) {
   using namespace torchquant;
   m.def("convert", torch::wrap_pybind_function_no_gil(convert_module), py::arg("prepared"), py::arg("on_fallback"),
         py::arg("islands") = true);
-  m.def("save", torch::wrap_pybind_function_no_gil(save_with_receipt), py::arg("module"), py::arg("receipt_json"), py::arg("path"));
+  m.def("save", torch::wrap_pybind_function_no_gil(save_with_receipt), py::arg("module"), py::arg("receipt_json"),
+        py::arg("path"));
   m.def("load", torch::wrap_pybind_function_no_gil(load_with_receipt), py::arg("path"), py::arg("device"));
   m.def("read_manifest", torch::wrap_pybind_function(read_manifest), py::arg("path"));
   m.def("time_runs", torch::wrap_pybind_function_no_gil(time_module_runs), py::arg("module"), py::arg("inputs"),
         py::arg("warm_up_runs"), py::arg("runs"));
   m.def("summarize_times", torch::wrap_pybind_function(summarize_times), py::arg("times_ms"));
-  m.def("measure", torch::wrap_pybind_function(measure_module), py::arg("module"), py::arg("inputs"), py::arg("warm_up_runs"),
-        py::arg("runs"));
+  m.def("measure", torch::wrap_pybind_function(measure_module), py::arg("module"), py::arg("inputs"),
+        py::arg("warm_up_runs"), py::arg("runs"));
   m.def("packed_weights", torch::wrap_pybind_function(list_packed_weights), py::arg("module"));
   m.def("layer_fake_quants", torch::wrap_pybind_function(list_layer_fake_quants), py::arg("prepared"));
   m.def("layer_pairs", torch::wrap_pybind_function(list_layer_pairs), py::arg("prepared"), py::arg("inputs"));
   m.def("float_module", torch::wrap_pybind_function(float_module), py::arg("prepared"));
   m.def("signal_and_noise", torch::wrap_pybind_function(signal_and_noise), py::arg("reference"), py::arg("actual"));
-  m.def("scan_sensitivity", torch::wrap_pybind_function(scan_module), py::arg("prepared"), py::arg("batches"), py::arg("progress"));
-  m.def("histogram_edges", torch::wrap_pybind_function(histogram_edges), py::arg("min_val"), py::arg("max_val"), py::arg("bins"));
+  m.def("scan_sensitivity", torch::wrap_pybind_function(scan_module), py::arg("prepared"), py::arg("batches"),
+        py::arg("progress"));
+  m.def("histogram_edges", torch::wrap_pybind_function(histogram_edges), py::arg("min_val"), py::arg("max_val"),
+        py::arg("bins"));
   m.def("available_isas", torch::wrap_pybind_function(available_isa_names));
-  m.def("selected_isa", torch::wrap_pybind_function([] { return std::string(kernels::isa_name(kernels::selected_isa())); }));
+  m.def("selected_isa",
+        torch::wrap_pybind_function([] { return std::string(kernels::isa_name(kernels::selected_isa())); }));
   m.def("force_isa", torch::wrap_pybind_function([](const std::string& name) { kernels::force_isa(isa_named(name)); }),
         py::arg("name"));
 }

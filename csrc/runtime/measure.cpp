@@ -41,7 +41,8 @@ void warm_up(torch::jit::Module& module, const std::vector<c10::IValue>& inputs,
   for (int64_t i = 0; i < runs; ++i) run(module, inputs);
 }
 
-std::vector<double> time_runs(torch::jit::Module& module, const std::vector<c10::IValue>& inputs, MeasureOptions options) {
+std::vector<double> time_runs(torch::jit::Module& module, const std::vector<c10::IValue>& inputs,
+                              MeasureOptions options) {
   TORCH_CHECK_VALUE(options.runs > 0, "torchquant::measure: runs must be positive; got ", options.runs);
   warm_up(module, inputs, options.warm_up_runs);
   std::vector<double> times_ms;

@@ -255,3 +255,13 @@ def test_weights_are_packed_at_the_first_run_and_shared_by_copies():
     assert all(row["kernel"] in _C.available_isas() and row["bytes"] > 0 and row["milliseconds"] >= 0 for row in packed)
     model(x)
     assert model.packed_weights() == packed
+
+
+def test_inputs_with_gaps_between_their_rows():
+    """The plan copies them first, and must keep hold of its own records while it grows."""
+    torch.manual_seed(0)
+    model = tq.quantize_model(nn.Linear(8, 8), torch.randn(2, 3, 8), tq.qconfigs.int8_static(), [torch.randn(2, 5, 8)])
+    for rows in range(1, 5):
+        x = torch.randn(2, 5, 8)[:, :rows]
+        for _ in range(3):
+            assert torch.equal(model(x), model(x.contiguous()))

@@ -1,5 +1,6 @@
-// CUDA training kernels behind plain pointers and a stream; called by csrc/ops/*_cuda.cpp. No Torch, no ATen: a .cu file
-// compiles in seconds. Every function enqueues work on `stream` and returns its launch error; none waits for the device.
+// CUDA training kernels behind plain pointers and a stream; called by csrc/ops/*_cuda.cpp. No Torch, no ATen: a .cu
+// file compiles in seconds. Every function enqueues work on `stream` and returns its launch error; none waits for the
+// device.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -69,8 +70,8 @@ struct Histogram {
   int32_t bins;
 };
 
-// x: [channels, length] with length > 0. Widens each channel's range by its batch range, moves its counts and counts the
-// finite values of x. scratch: channels * bins values.
+// x: [channels, length] with length > 0. Widens each channel's range by its batch range, moves its counts and counts
+// the finite values of x. scratch: channels * bins values.
 cudaError_t observe_histogram(const float* x, int64_t length, Histogram state, const float* batch_min,
                               const float* batch_max, int64_t* scratch, cudaStream_t stream);
 

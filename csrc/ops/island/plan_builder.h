@@ -9,6 +9,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -184,7 +185,7 @@ class PlanBuilder {
   std::vector<Slot> input_slots_, constant_slots_;
   std::vector<at::Tensor> meta_inputs_, meta_constants_;
   std::vector<c10::SymInt> sizes_;
-  std::vector<SlotState> slots_;
+  std::deque<SlotState> slots_;  // step kinds hold references to tensors of slots while they add others
   std::vector<StepView> views_;
 };
 
