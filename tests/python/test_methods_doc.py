@@ -32,9 +32,10 @@ def test_the_code_runs_and_every_method_has_its_page():
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(block, scope)
     assert len(scope["prepared"].torchquant_methods) == 3
-    for page in re.findall(r"\(methods/(\w+)\.md\)", text):
-        assert callable(getattr(tq.methods, page))
-        assert f"tq.methods.{page}(" in (ROOT / "docs" / "methods" / f"{page}.md").read_text()
+    pages = {name: (ROOT / "docs" / "methods" / f"{name}.md").read_text() for name in re.findall(r"\(methods/(\w+)\.md\)", text)}
+    assert {path.stem for path in (ROOT / "docs" / "methods").iterdir()} == set(pages)
+    called = {name for page in pages.values() for name in re.findall(r"tq\.methods\.(\w+)\(", page)}
+    assert called == {name for name in tq.methods.__all__ if name.islower()}
 
 
 class Tiny(workloads.Workload):
