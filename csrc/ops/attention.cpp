@@ -54,8 +54,16 @@ at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::T
   const at::Tensor q = dense_rows(query), k = dense_rows(key), v = dense_rows(value);
   // Heads side by side: what usually follows joins them.
   const at::Tensor out = at::empty({batch, queries, heads, depth}, query.options()).transpose(1, 2);
-  kernels::AttentionArgs args{batch,        heads,        queries, key.size(2), depth,    head_rows(q),
-                              head_rows(k), head_rows(v), {},      0,           is_causal};
+  kernels::AttentionArgs args{};
+  args.batch = batch;
+  args.heads = heads;
+  args.queries = queries;
+  args.keys = key.size(2);
+  args.depth = depth;
+  args.q = head_rows(q);
+  args.k = head_rows(k);
+  args.v = head_rows(v);
+  args.causal = is_causal;
   args.scale = static_cast<float>(scale.value_or(1.0 / std::sqrt(static_cast<double>(depth))));
   at::Tensor mask;
   if (attn_mask.has_value()) {

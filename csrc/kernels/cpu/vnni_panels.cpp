@@ -7,12 +7,32 @@
 namespace torchquant::kernels::avx512_vnni {
 namespace {
 
-// Byte of a panel that holds input i of tap t for channel 0; channel n is 4 n bytes further on.
-int64_t panel_byte(const SteppedSegments& segments, const ConvSpec& spec, const ConvPhase& phase, int64_t t,
-                   int64_t i) {
-  const auto taps_each = static_cast<int64_t>(phase.taps.size()) / segments.count;
-  const int64_t byte = t % taps_each * group_inputs(spec) + i;
-  return (t / taps_each * segments.steps_each + byte / 4) * kStepBytes + byte % 4;
+// Where a panel holds the inputs of one tap for channel 0; channel n is 4 n bytes further on.
+class TapBytes {
+ public:
+  TapBytes(const SteppedSegments& segments, const ConvSpec& spec, const ConvPhase& phase, int64_t tap) {
+    const auto taps_each = static_cast<int64_t>(phase.taps.size()) / segments.count;
+    segment_ = tap / taps_each * segments.steps_each * kStepBytes;
+    first_ = static_cast<uint64_t>(tap % taps_each * group_inputs(spec));
+  }
+  int64_t of_input(int64_t i) const {
+    const uint64_t byte = first_ + static_cast<uint64_t>(i);
+    return segment_ + static_cast<int64_t>(byte / 4 * kStepBytes + byte % 4);
+  }
+  bool starts_a_step() const { return first_ % 4 == 0; }
+
+ private:
+  int64_t segment_;
+  uint64_t first_;
+};
+
+// Four inputs at a time where they are neighbours on both sides: training packs a weight in every step.
+void pack_tap(const int8_t* w, int64_t step, int64_t inputs, const TapBytes& bytes, int8_t* target) {
+  int64_t i = 0;
+  if (step == 1 && bytes.starts_a_step()) {
+    for (; i + 4 <= inputs; i += 4) std::memcpy(target + bytes.of_input(i), w + i, 4);
+  }
+  for (; i < inputs; ++i) target[bytes.of_input(i)] = w[i * step];
 }
 
 AlignedBuffer<int8_t> zeros(int64_t bytes) {
@@ -37,9 +57,9 @@ PhasePanels pack_phase(const ConvSpec& spec, const ConvPhase& phase, const std::
       int32_t magnitude = 0;
       for (int64_t t = 0; t < static_cast<int64_t>(phase.taps.size()); ++t) {
         const int8_t* w = source.data + phase.taps[t].ky * weight.strides[2] + phase.taps[t].kx * weight.strides[3];
+        pack_tap(w, source.step, group_inputs(spec), TapBytes(segments, spec, phase, t), target);
         for (int64_t i = 0; i < group_inputs(spec); ++i) {
-          const int8_t value = w[i * source.step];
-          target[panel_byte(segments, spec, phase, t, i)] = value;
+          const int32_t value = w[i * source.step];
           sum += value;
           magnitude += std::abs(value);
         }
@@ -57,10 +77,11 @@ AlignedBuffer<int8_t> repack_by_taps(const ConvSpec& spec, const ConvPhase& phas
   AlignedBuffer<int8_t> weight = zeros(panels * target.panel_bytes());
   for (int64_t p = 0; p < panels; ++p) {
     for (int64_t t = 0; t < static_cast<int64_t>(phase.taps.size()); ++t) {
+      const TapBytes source_bytes(packed.segments, spec, phase, t);
+      const TapBytes target_bytes(target, spec, phase, t);
       for (int64_t i = 0; i < group_inputs(spec); ++i) {
-        const int8_t* from =
-            packed.weight.get() + p * packed.segments.panel_bytes() + panel_byte(packed.segments, spec, phase, t, i);
-        int8_t* to = weight.get() + p * target.panel_bytes() + panel_byte(target, spec, phase, t, i);
+        const int8_t* from = packed.weight.get() + p * packed.segments.panel_bytes() + source_bytes.of_input(i);
+        int8_t* to = weight.get() + p * target.panel_bytes() + target_bytes.of_input(i);
         for (int64_t n = 0; n < kTileChannels; ++n) to[4 * n] = from[4 * n];
       }
     }

@@ -38,8 +38,8 @@ class Problem {
     const auto rows = [&](std::vector<float>& data, int64_t count) {
       return HeadRows<const float>{data.data(), count * kHeads * depth, depth, kHeads * depth};
     };
-    args_ = {kBatch,         kHeads,         queries, keys, depth, rows(q_, queries),
-             rows(k_, keys), rows(v_, keys), {},      0,    false, 0.3f};
+    args_ = {kBatch, kHeads, queries, keys, depth, rows(q_, queries), rows(k_, keys), rows(v_, keys),
+             {},     0,      false,   0.3f, {}};
     args_.causal = kind == Mask::kCausal;
     if (kind == Mask::kFull) args_.mask = {mask_.data(), 0, 0, keys};
     if (kind == Mask::kPerKey) args_.mask = {mask_.data(), 0, 0, 0};
