@@ -117,7 +117,9 @@ TEST(PowerOfTwoScale, IsTheSmallestThatIsNotBelow) {
     const float power = std::ldexp(1.0f, exponent);
     EXPECT_EQ(power_of_two_scale(power), power);
     EXPECT_EQ(power_of_two_scale(std::nextafter(power, 0.0f)), power);
-    if (exponent < 127) EXPECT_EQ(power_of_two_scale(std::nextafter(power, kMaxFloat)), 2.0f * power);
+    if (exponent < 127) {
+      EXPECT_EQ(power_of_two_scale(std::nextafter(power, kMaxFloat)), 2.0f * power);
+    }
   }
   EXPECT_EQ(power_of_two_scale(kMaxFloat), std::ldexp(1.0f, 127));  // the largest there is
   EXPECT_TRUE(std::isnan(power_of_two_scale(std::numeric_limits<float>::quiet_NaN())));
@@ -133,7 +135,9 @@ TEST(PowerOfTwoQParams, KeepTheRangeUpToHalfAStep) {
     const ScaleZeroPoint plain = choose_qparams(min_val, min_val + random.uniform(0.001f, 3.0f), symmetric, range);
     const ScaleZeroPoint rounded = power_of_two_qparams(plain, symmetric, range);
     ASSERT_EQ(rounded.zero_point, effective_zero_point(rounded.zero_point, range));
-    if (symmetric) ASSERT_EQ(rounded.zero_point, plain.zero_point);
+    if (symmetric) {
+      ASSERT_EQ(rounded.zero_point, plain.zero_point);
+    }
     const float slack = 0.5001f * rounded.scale;
     ASSERT_LE((range.quant_min - rounded.zero_point) * rounded.scale,
               (range.quant_min - plain.zero_point) * plain.scale + slack);
