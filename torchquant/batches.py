@@ -1,7 +1,7 @@
 """How every function that takes `batches` reads them: checked before work starts, one error for a batch that does not run."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch.utils import _pytree as pytree
@@ -14,7 +14,7 @@ _NONE = object()
 
 def check_iterable(batches, caller, *, repeatable=False):
     """Refuses a single batch, and a generator where batches are read more than once: it would be empty the second time."""
-    if batches is None or isinstance(batches, (torch.Tensor, Mapping, str)):
+    if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
         raise TypeError(
             f"{caller}: batches must be an iterable of batches, such as a list or a DataLoader, got a {type(batches).__name__}; "
             "put a single batch into a list"

@@ -39,9 +39,12 @@ class FakeQuantize(QuantizationState):
     `clip`, the largest magnitude of the range, and the scale follows it: PACT (Choi et al., 2018).
 
     In a DistributedDataParallel, the range of an activation is that of all processes: from the second batch on, a step
-    quantizes with the range of the steps before it, and the prepared model merges the ranges after each forward. When
-    torch.utils.checkpoint repeats a forward, nothing is observed again. (A weight is the same in every process;
-    `of_parameter` says that this is one.)
+    quantizes with the range of the steps before it, and the prepared model merges the ranges after each forward. The first
+    batch that reaches it is merged at once, and so is the one from which a range is learned. (A weight is the same in every
+    process; `of_parameter` says that this is one.)
+
+    When torch.utils.checkpoint repeats a forward, nothing is observed again, and the repeat takes the qparams of this
+    module's newest forward: those of the one that is repeated, unless the module ran again since.
 
     A dynamic spec has no state: each row gets its own scale in each forward.
     """
@@ -199,7 +202,7 @@ class FakeQuantize(QuantizationState):
             self._advance(_SEEN)
             return
         if group is not None:
-            if self._progress == _HAS_QPARAMS:
+            if self._progress == _HAS_QPARAMS and not self.spec.learns:
                 return  # the prepared model merges what was seen and updates the scale: merge_after_forward
             self._merge_first_batch(group)
         self.update_qparams()
@@ -300,15 +303,22 @@ class FakeQuantize(QuantizationState):
 
 @torch.compiler.disable
 def _merge(prepared: nn.Module, group) -> None:
-    fake_quants = [module for module in prepared.modules() if isinstance(module, FakeQuantize)]
-    merged = [module for module in fake_quants if module.observer is not None and module.observer_enabled and not module.of_parameter]
+    merged = [module for module in prepared.modules() if isinstance(module, FakeQuantize) and _merges_ranges(module)]
     if not merged:
         return
     check_even_inputs()
     merge_ranges([fake_quant.observer for fake_quant in merged], group)
     for fake_quant in merged:
-        if fake_quant.fake_quant_enabled:
+        if fake_quant.fake_quant_enabled and fake_quant._progress == _HAS_QPARAMS:  # others wait for their first batch
             fake_quant.update_qparams()
+
+
+def _merges_ranges(fake_quant: FakeQuantize) -> bool:
+    """Asks nothing that depends on the data: each process must bring the same observers, whatever its batch has reached."""
+    if fake_quant.observer is None or fake_quant.of_parameter or not fake_quant.observer_enabled:
+        return False
+    starts_learning = fake_quant.spec.learns and fake_quant.fake_quant_enabled  # from a first batch that is merged at once
+    return not (starts_learning or isinstance(fake_quant.observer, HistogramObserver))
 
 
 def merge_after_forward(prepared: nn.Module, args, output) -> None:

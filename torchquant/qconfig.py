@@ -72,7 +72,8 @@ class QuantSpec:
         _check(16 <= self.bins <= 1 << 20, "QuantSpec", "bins", "from 16 to 1048576", self.bins)
         if self.group_size is not None:
             _check(self.axis is not None, "QuantSpec", "axis", "given when group_size is", self.axis)
-            _check(self.group_size > 0, "QuantSpec", "group_size", "positive", self.group_size)
+            whole = isinstance(self.group_size, int) and self.group_size > 0
+            _check(whole, "QuantSpec", "group_size", "a positive integer", self.group_size)
             allowed = "auto, min_max or moving_average when group_size is given"
             _check(self.observer not in HISTOGRAM_OBSERVERS, "QuantSpec", "observer", allowed, self.observer)
         _check(self.rounding in ROUNDINGS, "QuantSpec", "rounding", f"one of {', '.join(ROUNDINGS)}", self.rounding)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import pathlib
 import warnings
 from collections.abc import Mapping
 
@@ -59,10 +60,11 @@ class Trace:
             return self.script(*_clones(inputs))
 
     def _trace(self) -> torch.jit.ScriptModule:
-        with torch.no_grad(), repeatable(), _without_fused_attention(), warnings.catch_warnings():
-            # The tracer's guesses about baked-in values are answered by our checks; its deprecation is not the user's matter.
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), repeatable(), _without_fused_attention(), warnings.catch_warnings(record=True) as noted:
+            # The tracer's guesses about baked-in sizes are answered by our checks; its deprecation is not the user's matter.
+            warnings.simplefilter("always")
             script = torch.jit.trace(self.model, self.inputs, check_trace=False, strict=False)
+        _warn_of_decisions(noted)
         _leave_float_layers(script, self.model)
         return script
 
@@ -98,6 +100,22 @@ class Trace:
             raise ValueError(f"convert: the trace of the model {blame} (its results differ from the model's)")
         self.checks.append({"check": what, "shapes": [list(leaf.shape) for leaf in pytree.tree_leaves(inputs)]})
         self.checked.append((inputs, expected))
+
+
+def _warn_of_decisions(noted: list[warnings.WarningMessage]) -> None:
+    """What no check with other sizes finds: a branch that depends on the values of a tensor."""
+    own = (str(pathlib.Path(torch.__file__).parent), str(pathlib.Path(__file__).parent))
+    lines = [
+        f"{warning.filename}:{warning.lineno}" for warning in noted
+        if issubclass(warning.category, torch.jit.TracerWarning) and "Python boolean" in str(warning.message)
+        and not warning.filename.startswith(own)
+    ]  # fmt: skip
+    if lines:
+        warnings.warn(
+            f"convert: the model decides by a tensor at {', '.join(dict.fromkeys(lines))}; the converted model always takes the way that "
+            "example_inputs took. That is right where the decision depends on sizes that were checked or never change",
+            stacklevel=4,
+        )
 
 
 def _evaluation_copy(prepared: torch.nn.Module) -> torch.nn.Module:

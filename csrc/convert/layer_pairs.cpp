@@ -112,6 +112,7 @@ std::vector<LayerPair> layer_pairs(const Module& prepared, const std::vector<c10
   conversion::run_passes(conversion, /*islands=*/false, [&](const std::string& pass) {
     if (pass == "sink_dequantize") float_graph = conversion.graph().copy();
   });
+  TORCH_INTERNAL_ASSERT(float_graph, "no pass is called sink_dequantize");
   auto float_layers = layers_of(conversion, *float_graph);
 
   std::vector<LayerPair> pairs;

@@ -33,7 +33,7 @@ struct AttentionArgs {
   HeadRows<const float> k;
   HeadRows<const float> v;
   HeadRows<const float> mask;  // added to the scaled scores; data is null for none
-  int64_t mask_column_stride;  // 0 or 1
+  int64_t mask_column_stride;
   bool causal;                 // query i sees keys [0, i]
   float scale;
   HeadRows<float> out;

@@ -85,3 +85,11 @@ def test_wrong_arguments():
         calibration_curve(prepared_net(), [batch(1), torch.randn(2, 3)])
     with pytest.raises(ValueError, match="no activation of this model has a range to calibrate"):
         calibration_curve(tq.prepare(nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4), tq.qconfigs.int8_dynamic()), [batch(1)])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(bad):
+    x = torch.randn(4, 3)
+    prepared = tq.prepare(nn.Sequential(nn.Linear(3, 2)), x, tq.qconfigs.int8_static())
+    with pytest.raises(ValueError, match="calibration_curve: .* met infinite or NaN values"):
+        tq.methods.calibration_curve(prepared, [x, x * bad])

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 import torchquant as tq
 from torchquant import _build_info, _C, cli
+from torchquant.commands.common import first_line, last_line
 
 
 def run(*arguments):
@@ -44,6 +45,11 @@ def test_help_teaches_the_way_of_a_model():
 def test_python_m_torchquant():
     done = subprocess.run([sys.executable, "-m", "torchquant", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"torchquant, version {_build_info.VERSION}"
+
+
+@pytest.mark.parametrize("line", [first_line, last_line])
+def test_an_error_without_a_message_is_called_by_its_name(line):
+    assert line(RuntimeError("")) == line(RuntimeError(" \n")) == "RuntimeError" and line(RuntimeError("why\n")) == "why"
 
 
 def test_doctor():

@@ -102,6 +102,8 @@ def test_a_prepared_file_ranks_as_the_model_does(run):
         ((*PYTHON, "--qconfig", "int9"), "--qconfig must be one of int8_static, "),
         ((*PYTHON, "--layer", "conv"), "'conv' matches no layer; nearest: '0', '3'"),
         ((*PYTHON, "--no-latency", "--max-size-mb", "0.00001"), "the budget cannot be met: max_size_mb=1e-05, and the least reachable is"),
+        ((*PYTHON, "--max-size-mb", "nan"), "--max-size-mb must be a finite number of at least 0; got nan"),
+        ((*PYTHON, "--max-latency-ms", "-1"), "--max-latency-ms must be a finite number of at least 0; got -1.0"),
         ((*PYTHON[:4], "--evaluate", "scanned_net:nan"), "evaluate must return a finite number; with the float model it returned nan"),
     ],
 )
@@ -115,6 +117,27 @@ def test_a_budget_that_cannot_be_met_keeps_the_report(run, tmp_path):
     done = run(*PYTHON, "--no-latency", "--max-size-mb", "0.00001", "--output", tmp_path)
     assert done.exit_code == 1
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", "scan.jsonl", "scan.png"}
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (("--no-latency", "--max-latency-ms", "1"), "--max-latency-ms needs the layers' latency; leave out --no-latency"),
+        (("--max-accuracy-drop", "0.1"), "--max-accuracy-drop needs a metric; give --evaluate"),
+    ],
+)
+def test_a_budget_that_the_options_rule_out_is_refused_before_the_scan(run, tmp_path, budget, message):
+    done = run(*PYTHON[:4], *budget, "--output", tmp_path)
+    assert done.exit_code == 2 and message in " ".join(done.stderr.split()) and list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_that_cannot_be_met_is_told_after_the_report(run):
+    arguments = (*PYTHON[:4], "--no-latency", "--max-size-mb", "0.00001")
+    table, document = run(*arguments), run(*arguments, "--json")
+    assert "Sensitivity of layers" in table.stdout and "Proposal" not in table.stdout
+    assert {row["layer"] for row in json.loads(document.stdout)["rows"]} == LAYERS and json.loads(document.stdout)["proposal"] is None
+    for done in (table, document):
+        assert done.exit_code == 1 and "the budget cannot be met: max_size_mb=1e-05" in " ".join(done.stderr.split())
 
 
 def test_help_teaches(run):

@@ -185,6 +185,20 @@ def test_values_that_are_not_finite_are_bad():
     json.dumps(comparison.to_dict(), allow_nan=False)
 
 
+def test_a_float_value_of_zeros_is_no_signal_and_not_called_infinite():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.randn(8, 4)
+    with torch.no_grad():
+        model[2].weight.zero_()
+        model[2].bias.zero_()
+    prepared = calibrated(model, x)
+    with torch.no_grad():
+        tq.float_parameter(prepared[2], "bias").fill_(0.5)
+    comparison = tq.compare(model, prepared, [x])
+    assert "its SQNR in the prepared model is no signal" in comparison.sentence
+    assert "no signal" in str(comparison) and "not finite" not in str(comparison)
+
+
 def test_functional_relu_in_place_is_a_row_of_its_own():
     class InPlace(nn.Module):
         def __init__(self):
@@ -318,6 +332,9 @@ def test_histograms_are_drawn(net, tmp_path):
     values = json.loads(json.dumps(comparison.histogram("relu")))
     assert sum(map(sum, values["counts"])) == pytest.approx(4 * 8 * 8 * 8) and len(values["counts"]) == 8
     assert values["edges"][0] < values["range"][0] <= values["range"][1] < values["edges"][-1]
+    with pytest.raises(ValueError, match="not supported"):
+        comparison.plot("relu", tmp_path / "relu.unknown")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["relu.png", "relu.svg"]
     with pytest.raises(ValueError, match=r"Comparison: there is no layer 'rellu'; nearest: 'relu'"):
         comparison.plot("rellu", tmp_path / "x.png")
 
@@ -430,3 +447,11 @@ def test_mistakes_on_the_command_line_are_one_sentence(files, tmp_path):
         result = run("compare", *arguments)
         assert result.exit_code != 0
         assert message in " ".join(result.stderr.split()) and "Traceback" not in result.stderr
+
+
+def test_a_batch_with_nan_is_refused(net):
+    model, x, prepared, quantized = net
+    broken = x.clone()
+    broken[1] = float("nan")
+    with pytest.raises(RuntimeError, match="compare: batch 1 does not run: the float model's value of .* holds NaN; check the batch and the model"):
+        tq.compare(model, quantized, [x, broken], prepared=prepared)

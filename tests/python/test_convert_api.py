@@ -1,5 +1,6 @@
 """torchquant.convert and quantize_model in Python: inputs and outputs of every form, the checks of the trace, the layer-agreement bar."""
 
+import collections
 import copy
 import dataclasses
 import pickle
@@ -365,3 +366,32 @@ class _OtherInput(nn.Module):
 
     def forward(self, x):
         return self.script(x.flip(0))
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(x) if x.mean() > 0 else -self.layer(x)
+
+
+def test_a_branch_on_values_is_warned_of_by_its_line():
+    x = torch.rand(3, 4)
+    with pytest.warns(UserWarning, match=r"convert: the model decides by a tensor at .*test_convert_api.py:\d+; the converted model always"):
+        tq.quantize_model(Branching().eval(), x, tq.qconfigs.int8_static(), [x])
+
+
+def test_inputs_may_be_any_mapping():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    inputs = collections.UserDict(x=torch.randn(3, 4))
+    model = tq.quantize_model(Named().eval(), inputs, tq.qconfigs.int8_static(), [inputs])
+    assert torch.equal(model(**inputs), model(inputs["x"]))

@@ -190,7 +190,7 @@ def test_bad_input_is_refused_and_changes_nothing():
     x = torch.randn(4, 4)
     with pytest.raises(TypeError, match="adaround: prepared must be a model that torchquant.prepare or prepare_qat returned, got Linear"):
         adaround(nn.Linear(4, 4), [x])
-    with pytest.raises(ValueError, match="saw no data yet; run torchquant.calibrate first"):
+    with pytest.raises(ValueError, match="the model is not calibrated, run torchquant.calibrate first"):
         adaround(tq.prepare(nn.Linear(4, 4), x, weights(4)), [x])
     prepared = calibrated(nn.Linear(4, 4), x, weights(4))
     state = copy.deepcopy(prepared.state_dict())

@@ -136,7 +136,7 @@ def test_bad_input_is_refused_and_changes_nothing():
     x = torch.randn(4, 4)
     with pytest.raises(TypeError, match="prepared must be a model that torchquant.prepare or prepare_qat returned, got Linear"):
         bias_correction(nn.Linear(4, 4), [x])
-    with pytest.raises(ValueError, match="bias_correction: activation_fake_quants.* saw no data yet; run torchquant.calibrate first"):
+    with pytest.raises(ValueError, match="bias_correction: the model is not calibrated, run torchquant.calibrate first"):
         bias_correction(tq.prepare(nn.Linear(4, 4), x, COARSE), [x])
     prepared = calibrated(nn.Linear(4, 4), x)
     state = copy.deepcopy(prepared.state_dict())
@@ -150,3 +150,14 @@ def test_bad_input_is_refused_and_changes_nothing():
             bias_correction(prepared, batches)
     assert all(torch.equal(value, state[name]) for name, value in prepared.state_dict().items())
     assert all(fake_quant.fake_quant_enabled for fake_quant in prepared.modules() if isinstance(fake_quant, tq.FakeQuantize))
+
+
+@pytest.mark.parametrize("method", [tq.methods.bias_correction, tq.methods.adaround])
+def test_a_model_that_ran_but_was_not_calibrated_is_refused(method):
+    x = torch.randn(4, 3)
+    prepared = tq.prepare(nn.Sequential(nn.Linear(3, 2)), x, tq.qconfigs.int8_static())
+    prepared(x)
+    before = copy.deepcopy(prepared.state_dict())
+    with pytest.raises(ValueError, match=f"{method.__name__}: the model is not calibrated, run torchquant.calibrate first"):
+        method(prepared, [x])
+    assert all(torch.equal(value, before[name]) for name, value in prepared.state_dict().items())

@@ -490,3 +490,9 @@ def test_states_of_the_two_preparations_do_not_mix():
     same = make(tq.prepare, observer="moving_average")
     tq.calibrate(same, [x])
     make(tq.prepare_qat, observer="moving_average").load_state_dict(same.state_dict())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fake_quants_have_the_mode_of_the_model(training):
+    prepared = tq.prepare_qat(nn.Sequential(nn.Linear(3, 2)).train(training), torch.randn(4, 3), tq.qconfigs.int8_static())
+    assert {module.training for module in prepared.modules() if isinstance(module, FakeQuantize)} == {training}

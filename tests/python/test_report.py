@@ -11,6 +11,7 @@ from support.browser import Browser, find_chromium
 
 import torchquant as tq
 from torchquant import cli
+from torchquant.report import sections
 from torchquant.report.charts import draw, with_own_ids
 
 WIDTHS = {"phone": 390, "desk": 1280}
@@ -183,6 +184,18 @@ def test_results_with_less_in_them(tmp_path):
     assert "drop of the metric" not in ranking and "float ms" not in ranking  # columns without a value are left out
 
 
+def test_histograms_are_of_the_worst_layers_and_those_not_finite_are_the_worst(results):
+    def row(layer, sqnr_db, exact=False, nonfinite=0):
+        side = {"sqnr_db": sqnr_db, "exact": exact, "nonfinite": nonfinite, "cosine": 1.0, "max_abs_error": 0.0, "saturation_rate": None}
+        return {**results["comparison"].to_dict()["rows"][1], "layer": layer, "prepared": side, "converted": None}
+
+    rows = [row("exact", None, exact=True), row("good", 40.0), row("nan", None, nonfinite=3), row("zeros", None), row("low", 5.0)]
+    section = sections.comparison({"rows": rows, "first_bad": "nan", "min_sqnr_db": 15.0, "sentence": "", "remarks": []})
+    assert [figure.title for figure in (*section.figures, *section.more_figures)] == ["nan", "zeros", "low", "good", "exact"]
+    bars = {row[0]: row[3].text for row in section.tables[0].rows}
+    assert bars == {"exact": "exact", "good": "40.0 dB", "nan": "not finite", "zeros": "no signal", "low": "5.0 dB"}
+
+
 # Whole or not at all
 
 
@@ -221,6 +234,7 @@ def files(results, tmp_path_factory):
     (folder / "clipping.json").write_text(json.dumps(results["calibration"][0].to_dict()))
     (folder / "broken.json").write_text("{")
     (folder / "list.json").write_text("[]")
+    (folder / "file_scan.json").write_text(json.dumps({"quantized_sqnr_db": 20.0, "ranking": []}))  # torchquant scan prepared.pt inputs.pt
     return folder
 
 
@@ -250,6 +264,7 @@ def test_the_command_says_what_it_wrote(run, files, tmp_path):
         (("net.pt", "--validation", "broken.json"), "is not JSON"),
         (("net.pt", "--validation", "list.json"), "holds a list, not what a --json option printed"),
         (("net.pt", "--validation", "comparison.json"), "validation is not what its section shows"),
+        (("net.pt", "--sensitivity", "file_scan.json"), "is from the scan of a prepared file, which has no metric, latency or size; take that of"),
         (("net.pt", "--calibration", "validation.json"), "calibration is not what its section shows"),
     ],
 )

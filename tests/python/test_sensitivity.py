@@ -1,5 +1,6 @@
 """tq.sensitivity_scan: what it switches, what it reports and proposes, how it resumes, and each of its errors."""
 
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -7,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,9 @@ from torch import nn
 
 import torchquant as tq
 from torchquant import _C
+from torchquant.analysis.processes import Processes
 from torchquant.analysis.scan_candidate import Candidate
+from torchquant.analysis.scan_journal import Journal
 from torchquant.calibrate import named_fake_quants
 
 INT8, INT4 = tq.qconfigs.int8_static(), tq.qconfigs.int4_weight_static()
@@ -392,6 +396,63 @@ def test_a_layer_that_quantization_does_not_change_has_infinite_sqnr(x, tmp_path
     assert "exact" in str(report)
 
 
+class ThatBreaks(nn.Module):
+    """Gives `broken` where its input is quantized: where values differ from those that the model was made for."""
+
+    def __init__(self, x, broken):
+        super().__init__()
+        self.linear, self.broken = nn.Linear(64, 4), broken
+        self.register_buffer("expected", self.linear(x.flatten(1)).detach())
+
+    def forward(self, x):
+        x = self.linear(x.flatten(1))
+        return x + torch.where((x - self.expected).abs() > 1e-4, self.broken, 0.0)
+
+
+@pytest.mark.parametrize("broken", [math.inf, math.nan])
+@pytest.mark.parametrize("mode", ["both", "each_alone"])
+def test_an_output_that_is_not_finite_is_the_worst_and_is_saved(x, tmp_path, broken, mode):
+    model = ThatBreaks(x, broken).eval()
+    report = tq.sensitivity_scan(model, x, [x], None, INT8, mode=mode, measure_latency=False)
+    assert report.rows[0]["alone_sqnr_db"] == report.candidates["int8"]["sqnr_db"] == -math.inf
+    report.save(tmp_path / "report.json")
+    assert tq.SensitivityReport.load(tmp_path / "report.json") == report
+    assert report.to_dict()["rows"][0]["alone_sqnr_db"] == "-inf" and "not finite" in str(report)
+    assert report.predict(report.propose(max_size_mb=report.float_size_mb))["size_mb"] == report.float_size_mb  # stays float
+    report.plot(tmp_path / "scan.png")
+    tq.report.write(tmp_path / "report.html", sensitivity=report)
+    assert "not finite" in (tmp_path / "report.html").read_text()
+
+
+def test_a_model_of_one_layer_gets_a_proposal_from_all_but_each(x):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    report = scan(model, x, mode="each_but_one")
+    assert report.rows[0]["but_one_sqnr_db"] == math.inf
+    assert report.choices(report.propose(max_size_mb=report.float_size_mb)) == {"1": "float"}
+    assert report.choices(report.propose(max_size_mb=report.float_size_mb / 2)) == {"1": "int8"}
+
+
+def test_a_dataclass_in_a_dataclass_is_an_output(x):
+    @dataclass
+    class Inner:
+        logits: torch.Tensor
+
+    @dataclass
+    class Outer:
+        inner: Inner
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(64, 4)
+
+        def forward(self, x):
+            return Outer(Inner(self.linear(x.flatten(1))))
+
+    report = tq.sensitivity_scan(Model().eval(), x, [x], None, INT8, measure_latency=False)
+    assert 0 < report.rows[0]["alone_sqnr_db"] < math.inf
+
+
 def test_table_and_plot(net, x, tmp_path):
     report = scan(net, x, measure_latency=True)
     text = str(report)
@@ -401,6 +462,9 @@ def test_table_and_plot(net, x, tmp_path):
     assert (tmp_path / "scan.png").read_bytes().startswith(b"\x89PNG")
     assert all(layer in (tmp_path / "scan.svg").read_text() for layer in LAYERS)
     scan(net, x, evaluate=None).plot(tmp_path / "sqnr.png")
+    with pytest.raises(ValueError, match="not supported"):
+        report.plot(tmp_path / "scan.unknown")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.png", "scan.svg", "sqnr.png"]
 
 
 # ---- journals
@@ -507,6 +571,14 @@ def test_two_processes_on_one_journal(net, x, tmp_path):
         done.set()
         other.join()
     scan(net, x, resume=tmp_path / "scan.jsonl")
+
+
+def test_journals_of_other_processes_are_found_whatever_the_file_is_called(tmp_path):
+    for name in ("scan[1].rank1.jsonl", "scan1.rank1.jsonl"):
+        (tmp_path / name).touch()
+    journal = Journal(tmp_path / "scan[1].jsonl", Processes())
+    journal.close()
+    assert [path.name for path in journal.siblings] == ["scan[1].rank1.jsonl"]
 
 
 # ---- bad input
@@ -625,3 +697,21 @@ def test_two_processes_share_the_work_and_their_errors(tmp_path):
     assert "process 1 failed: ValueError" in (tmp_path / "error0").read_text()
     assert "it returned nan" in (tmp_path / "error1").read_text()
     assert len((tmp_path / "nan.jsonl").read_text().splitlines()) == 1 + tasks // 2
+
+
+def test_a_candidate_that_was_measured_as_a_whole_is_not_proposed_past_the_budget():
+    """Each layer alone costs nothing, all together cost 0.01: a sum of the layers would call that free."""
+    rows = [
+        {"layer": layer, "modules": [layer], "kind": "linear", "candidate": "int8", "qconfig": tq.qconfigs.int8_static().to_dict(), "kernel": "x",
+         "alone_metric": 0.9, "alone_drop": 0.0, "alone_sqnr_db": 30.0, "but_one_metric": 0.89, "but_one_gain": 0.0, "but_one_sqnr_db": 30.0,
+         "float_ms": None, "quantized_ms": None, "latency_gain_ms": None, "float_mb": 1.0, "quantized_mb": 0.25}
+        for layer in ("a", "b")
+    ]  # fmt: skip
+    whole = {"metric": 0.89, "sqnr_db": 20.0, "latency_ms": None, "layers_gain_ms": 0.0}
+    known = {"rows": rows, "candidates": {"int8": whole}, "float_metric": 0.9, "float_latency_ms": None, "float_size_mb": 2.0, "higher_is_better": True}
+    report = tq.SensitivityReport(**{item.name: known.get(item.name) for item in dataclasses.fields(tq.SensitivityReport)})
+    mapping = report.propose(max_accuracy_drop=0.005)
+    assert sorted(report.choices(mapping).values()) == ["float", "int8"]
+    everywhere = report.propose(max_accuracy_drop=0.02)
+    assert set(report.choices(everywhere).values()) == {"int8"}
+    assert report.predict(everywhere)["metric"] == pytest.approx(0.89) and report.predict(everywhere)["drop"] == pytest.approx(0.01)

@@ -33,14 +33,14 @@ def test_the_function_stays_and_the_range_shrinks(options):
     model = conv_net(**options)
     split = split_outlier_channels(model, X, [X], expand_ratio=0.2)
     torch.testing.assert_close(split(X), model(X), rtol=1e-5, atol=1e-5)
-    (row,) = split.torchquant_split_channels
-    assert (row.layer, row.producer) == ("4", "0")
-    assert set(row.channels) == {OUTLIER} and len(row.channels) <= 4  # ceil(0.2 * 16)
-    copies = len(row.channels)
+    (row,) = split.torchquant_methods[-1].rows
+    assert (row["layer"], row["producer"]) == ("4", "0")
+    assert set(row["channels"]) == {OUTLIER} and len(row["channels"]) <= 4  # ceil(0.2 * 16)
+    copies = len(row["channels"])
     assert split[0].out_channels == split[0].weight.shape[0] == split[4].in_channels == split[4].weight.shape[1] == 16 + copies
     before, after = model[:4](X).abs().amax((0, 2, 3)), split[:4](X).abs().amax((0, 2, 3))
     assert after.max() < 0.6 * before.max()
-    assert row.absmax_before == pytest.approx(before.max().item()) and row.absmax_after == pytest.approx(after.max().item(), rel=1e-5)
+    assert row["absmax_before"] == pytest.approx(before.max().item()) and row["absmax_after"] == pytest.approx(after.max().item(), rel=1e-5)
 
 
 def test_the_largest_channel_is_halved_until_the_ratio_is_spent():
@@ -52,11 +52,11 @@ def test_the_largest_channel_is_halved_until_the_ratio_is_spent():
     x = torch.ones(1, 10)
     split = split_outlier_channels(model, x, [x], expand_ratio=0.3)
     # 40 -> 20 + 20; of 20, 20, 17 the first 20 -> 10 + 10; then the other 20
-    assert split.torchquant_split_channels[0].channels == [7, 7, 7]
+    assert split.torchquant_methods[-1].rows[0]["channels"] == [7, 7, 7]
     assert sorted(split[0](x)[0].tolist()) == [1.0] * 8 + [10.0, 10.0, 10.0, 10.0, 17.0]
     one = split_outlier_channels(model, x, [x], expand_ratio=0.01)
-    assert one.torchquant_split_channels[0].channels == [7]
-    assert split_outlier_channels(model, x, [x], outlier_factor=50).torchquant_split_channels == []
+    assert one.torchquant_methods[-1].rows[0]["channels"] == [7]
+    assert split_outlier_channels(model, x, [x], outlier_factor=50).torchquant_methods[-1].rows == []
 
 
 def test_quantized_it_loses_less():
@@ -99,7 +99,7 @@ def test_calls_by_function_are_followed():
         model.a.bias[1] = 100.0
         model.b.bias[2] = 1000.0
     split = split_outlier_channels(model, X, [X])
-    assert [(row.layer, row.producer, row.channels) for row in split.torchquant_split_channels] == [("b", "a", [1]), ("c", "b", [2])]
+    assert [(row["layer"], row["producer"], row["channels"]) for row in split.torchquant_methods[-1].rows] == [("b", "a", [1]), ("c", "b", [2])]
     torch.testing.assert_close(split(X), model(X), rtol=1e-4, atol=1e-2)
 
 
@@ -117,8 +117,8 @@ def test_what_cannot_be_split_says_why_and_stays(middle, reason):
         model[0].weight.mul_(0.01)[0] *= 1000
     x = torch.ones(2, 8)
     split = split_outlier_channels(model, x, [x])
-    (row,) = split.torchquant_split_channels
-    assert (row.layer, row.producer, row.reason) == ("2", None, reason)
+    (row,) = split.torchquant_methods[-1].rows
+    assert (row["layer"], row["producer"], row["reason"]) == ("2", None, reason)
     assert torch.equal(split(x), model(x))
 
 
@@ -136,8 +136,8 @@ def test_a_residual_stream_is_left_alone():
     with torch.no_grad():
         model.a.bias[0] = 1000.0
     x = torch.randn(2, 8)
-    (row,) = split_outlier_channels(model, x, [x]).torchquant_split_channels
-    assert row.layer == "b" and row.reason == "its input a is read by other layers too"
+    (row,) = split_outlier_channels(model, x, [x]).torchquant_methods[-1].rows
+    assert row["layer"] == "b" and row["reason"] == "its input a is read by other layers too"
 
 
 def test_transformers_split_what_torch_fx_sees():
@@ -155,10 +155,10 @@ def test_transformers_split_what_torch_fx_sees():
     with torch.no_grad():
         block.up.bias[4] = encoder.linear1.bias[4] = 300.0
     split = split_outlier_channels(block, x, [x])
-    assert [(row.layer, row.channels) for row in split.torchquant_split_channels] == [("down", [4, 4])]
+    assert [(row["layer"], row["channels"]) for row in split.torchquant_methods[-1].rows] == [("down", [4, 4])]
     torch.testing.assert_close(split(x), block(x), rtol=1e-4, atol=1e-3)
-    (row,) = split_outlier_channels(nn.Sequential(encoder), x, [x]).torchquant_split_channels
-    assert (row.layer, row.reason) == ("0.linear2", "torch.fx does not see its call")
+    (row,) = split_outlier_channels(nn.Sequential(encoder), x, [x]).torchquant_methods[-1].rows
+    assert (row["layer"], row["reason"]) == ("0.linear2", "torch.fx does not see its call")
 
 
 def test_a_layer_that_runs_twice_is_left_alone():
@@ -175,8 +175,8 @@ def test_a_layer_that_runs_twice_is_left_alone():
         model.a.bias[0] = 1000.0
         model.b.weight.mul_(1e-3)
     x = torch.randn(2, 8)
-    (row,) = split_outlier_channels(model, x, [x]).torchquant_split_channels
-    assert (row.layer, row.reason) == ("b", "it runs more than once")
+    (row,) = split_outlier_channels(model, x, [x]).torchquant_methods[-1].rows
+    assert (row["layer"], row["reason"]) == ("b", "it runs more than once")
 
 
 def test_tied_weights_are_left_alone():
@@ -187,8 +187,8 @@ def test_tied_weights_are_left_alone():
         model[0].weight.copy_(torch.eye(8))
         model[0].weight[1] *= 100
     x = torch.ones(2, 8)
-    (row, *_) = split_outlier_channels(model, x, [x]).torchquant_split_channels
-    assert (row.layer, row.reason) == ("2", "it shares its weight with another layer")
+    (row, *_) = split_outlier_channels(model, x, [x]).torchquant_methods[-1].rows
+    assert (row["layer"], row["reason"]) == ("2", "it shares its weight with another layer")
 
 
 def test_the_model_is_not_changed_and_the_result_trains_and_copies():
@@ -199,7 +199,7 @@ def test_the_model_is_not_changed_and_the_result_trains_and_copies():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     split(X).sum().backward()
     assert all(parameter.grad is not None for parameter in split.parameters())
-    assert copy.deepcopy(split).torchquant_split_channels == split.torchquant_split_channels
+    assert copy.deepcopy(split).torchquant_methods[-1].rows == split.torchquant_methods[-1].rows
 
 
 def test_wrong_arguments():

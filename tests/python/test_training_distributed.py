@@ -125,6 +125,35 @@ def test_a_delayed_start_takes_the_ranges_of_all(ranks):
     assert_close(ranks[2, 0]["delayed"], ranks[1, 0]["delayed"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", worker.learning_qconfigs())
+def test_what_is_learned_after_a_delayed_start_is_observed_no_longer(ranks, name):
+    plain = quantization_state(worker.delayed(worker.learning_qconfigs()[name], distributed=False))
+    for rank in ((1, 0), (2, 0), (2, 1)):
+        state = ranks[rank][f"delayed {name}"]
+        assert_close(quantization_state(state), plain, rtol=1e-4, atol=1e-6)
+        assert not any(observer_on for observer_on, _, _ in activation_flags(state, "activation_fake_quants").values())
+
+
+@pytest.mark.parametrize("name", worker.branch_qconfigs())
+def test_the_first_batch_that_reaches_a_branch_is_merged_at_once(ranks, name):
+    plain = worker.late_branch(worker.branch_qconfigs()[name], distributed=False)
+    first, second = (ranks[2, rank][f"late branch {name}"] for rank in (0, 1))
+    assert_equal(first["after"], second["after"])
+    for result in (first, second):
+        assert_equal(activation_flags(result["before"]), activation_flags(plain["before"]))  # the branch waits for its batch
+        assert_equal(activation_flags(result["after"]), activation_flags(plain["after"]))
+        assert_close(quantization_state(result["after"]), quantization_state(plain["after"]), rtol=1e-4, atol=1e-6)
+    both = torch.cat([first["output"], second["output"]])
+    assert (both - plain["output"]).abs().max() < 1e-4 * plain["output"].abs().max()
+
+
+def activation_flags(state, kind="input_fake_quant"):
+    """{name: whether its observer and its fake-quant are on, and how far it has come}; `kind` is how this placement names them."""
+    flags = {name: value for name, value in state.items() if kind in name and name.endswith("_extra_state")}
+    assert flags
+    return flags
+
+
 def test_synchronizing_without_processes_says_what_to_call():
     prepared = tq.prepare_qat(nn.Sequential(nn.Linear(2, 2)), torch.randn(3, 2), tq.qconfigs.int8_static())
     with pytest.raises(RuntimeError, match="torch.distributed is not initialized; call torch.distributed.init_process_group first"):

@@ -367,6 +367,11 @@ def test_a_metric_that_cannot_be_used(case, metric, message):
         quick(case, metric=metric)
 
 
+def test_one_sample_has_no_bootstrap_interval(case):
+    with pytest.raises(ValueError, match="^validate: the confidence interval of a metric of the data as a whole needs at least 2 samples"):
+        quick(case, (case[2][:1], case[3][:1]), mean_cross_entropy)
+
+
 def test_a_metric_that_resamples_make_nan_says_so(case):
     def accuracy_of_a_rare_class(outputs, labels):
         rare = labels == labels.new_tensor(rarest)

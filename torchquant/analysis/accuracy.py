@@ -148,6 +148,11 @@ class _Scores:
         return (float(low), float(high)), "paired t interval (Student 1908)", None
 
     def _bootstrap(self, sign: int, confidence: float) -> tuple[float, float]:
+        if self.samples < 2:
+            raise ValueError(
+                "validate: the confidence interval of a metric of the data as a whole needs at least 2 samples to draw from, data has "
+                f"{self.samples}; give more data"
+            )
         from scipy import stats
 
         with ProgressBar("validating: confidence interval", RESAMPLES) as bar:

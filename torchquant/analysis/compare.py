@@ -92,6 +92,9 @@ class _Comparing:
 
     def add(self, args, kwargs) -> None:
         reference = self.reference(args, kwargs)
+        for key, value in {**reference.places, **reference.layers}.items():
+            if value is not None and value.is_floating_point() and value.isnan().any():
+                raise ValueError(f"the float model's value of {key or 'its output'!r} holds NaN; check the batch and the model")
         quantized = self.prepared(args, kwargs) if self.prepared is not None else None
         self.fake_quants = quantized.fake_quants if quantized is not None else {}
         structure = reference if self.reference.places or quantized is None else quantized

@@ -18,7 +18,8 @@ from torchquant.errors import no_such_layer
 from torchquant.observers import HistogramObserver, make_observer
 from torchquant.qconfig import QuantSpec
 
-# The signal-to-noise ratio of a full-range signal in 8 bits: 6.02 * 8 + 1.76 dB. Where the first layer's fall is measured from.
+# The signal-to-noise ratio of a full-range signal in 8 bits: 6.02 * 8 + 1.76 dB. Where the first layer's fall is measured from, and a
+# full bar in the report.
 BEST_SQNR_DB = 50.0
 _HISTOGRAM_BINS = 512
 _REPORT_BINS = 80
@@ -52,12 +53,17 @@ class Errors:
 
     @property
     def sqnr_db(self) -> float:
-        """10 log10(signal / noise); infinite where both values are the same, -infinite where one is not finite."""
+        """10 log10(signal / noise); infinite where both values are the same, -infinite where one is not finite or the expected one
+        is all zero and the other is not."""
         if self.nonfinite:
             return -math.inf
         if self.noise == 0.0:
             return math.inf
         return 10.0 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+
+    @property
+    def sqnr_text(self) -> str:
+        return _db(self.sqnr_db) if self.sqnr_db > -math.inf else "not finite" if self.nonfinite else "no signal"
 
     @property
     def cosine(self) -> float:
@@ -248,11 +254,11 @@ class Comparison:
         bad = self.first_bad
         if bad is None:
             weakest = min(judged, key=lambda row: row.sqnr_db)
-            return f"No layer falls below {self.min_sqnr_db:g} dB; the weakest is {weakest.layer!r} with {_db(weakest.sqnr_db)}."
+            return f"No layer falls below {self.min_sqnr_db:g} dB; the weakest is {weakest.layer!r} with {weakest.worse[1].sqnr_text}."
         before = [row.sqnr_db for row in judged[: judged.index(bad)]]
         came_from = f", from {_db(min(before))} before it" if before else ""
         why = f"; {bad.clipped_rate:.1%} of its float values lie outside the range" if bad.clipped_rate else ""
-        return f"{bad.layer!r} goes wrong first: its SQNR in the {bad.worse[0]} model is {_db(bad.sqnr_db)}{came_from}{why}."
+        return f"{bad.layer!r} goes wrong first: its SQNR in the {bad.worse[0]} model is {bad.worse[1].sqnr_text}{came_from}{why}."
 
     def row(self, layer: str) -> ComparedLayer:
         """The row of a layer; ValueError with the nearest names if there is none."""
@@ -262,7 +268,8 @@ class Comparison:
         return found
 
     def to_dict(self) -> dict:
-        """Plain values for JSON and reports; an SQNR that is not finite is None, and ``exact`` tells the two kinds apart."""
+        """Plain values for JSON and reports; an SQNR that is not finite is None: ``exact`` tells the infinite ones, ``nonfinite``
+        counts the values that are NaN or infinite, and where there are none the float value is all zero."""
         bad = self.first_bad
         return {
             "min_sqnr_db": self.min_sqnr_db,
@@ -282,10 +289,10 @@ class Comparison:
             shown = row.prepared if row.prepared.errors.count else row.converted
             errors = shown.errors
             table.add_row(
-                row.layer, row.kind, _db(row.prepared.errors.sqnr_db) if row.prepared.errors.count else "",
+                row.layer, row.kind, row.prepared.errors.sqnr_text if row.prepared.errors.count else "",
                 f"{errors.cosine:.5f}" if errors.count else "", f"{errors.max_abs_error:.3g}" if errors.count else "",
                 _percent(row.clipped_rate), _percent(row.prepared.saturation_rate),
-                _db(row.converted.errors.sqnr_db) if row.converted.errors.count else row.converted_note,
+                row.converted.errors.sqnr_text if row.converted.errors.count else row.converted_note,
                 _percent(row.converted.saturation_rate), style="bold red" if row is bad else None,
             )  # fmt: skip
         return table
@@ -329,7 +336,7 @@ def _on_grid(edges: np.ndarray, counts: np.ndarray, grid: np.ndarray) -> np.ndar
 
 
 def _db(value: float) -> str:
-    return "exact" if value == math.inf else "not finite" if value == -math.inf else f"{value:.1f} dB"
+    return "exact" if value == math.inf else f"{value:.1f} dB"
 
 
 def _percent(rate: float | None) -> str:

@@ -7,6 +7,8 @@ import os
 import numpy as np
 from matplotlib.figure import Figure
 
+from torchquant.analysis.drawing import save_figure
+
 
 def draw_histograms(histogram: dict, path: str | os.PathLike) -> None:
     """Draws what Comparison.histogram returns."""
@@ -23,4 +25,4 @@ def draw_histograms(histogram: dict, path: str | os.PathLike) -> None:
     for axes in (total, each):
         for end in histogram["range"] or ():
             axes.axvline(end, color="#e45756", linestyle="--", linewidth=1)
-    figure.savefig(path)
+    save_figure(figure, path)

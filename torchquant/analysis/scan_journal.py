@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import math
 import os
@@ -25,7 +26,7 @@ class Journal:
     def __init__(self, path: str | os.PathLike, processes: Processes):
         path = Path(path)
         self.path = path if processes.rank == 0 else path.with_name(f"{path.stem}.rank{processes.rank}{path.suffix}")
-        self.siblings = sorted({path, *path.parent.glob(f"{path.stem}.rank*{path.suffix}")} - {self.path})
+        self.siblings = sorted({path, *path.parent.glob(f"{glob.escape(path.stem)}.rank*{glob.escape(path.suffix)}")} - {self.path})
         if not path.parent.is_dir():
             raise ValueError(f"sensitivity_scan: resume='{path}' lies in a folder that does not exist")
         self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)

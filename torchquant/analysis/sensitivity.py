@@ -22,6 +22,7 @@ from torchquant.analysis.scan_journal import Journal, same
 from torchquant.analysis.sensitivity_report import SensitivityReport
 from torchquant.errors import nearest
 from torchquant.prepare.example_run import evaluating, repeatable, unpack
+from torchquant.prepare.fx_trace import output_leaves
 from torchquant.progress import ProgressBar
 from torchquant.qconfig import QConfig, QConfigMapping, as_mapping
 
@@ -277,6 +278,8 @@ class _Scan:
         for reference, actual in zip(self.references, self._outputs(candidate)):
             more_signal, more_noise = _C.signal_and_noise(reference, actual)
             signal, noise = signal + more_signal, noise + more_noise
+        if not math.isfinite(noise):  # an output that is NaN or infinite
+            return -math.inf
         return math.inf if noise == 0 else 10 * math.log10(signal / noise)
 
     def _write(self, entry: dict) -> None:
@@ -364,9 +367,7 @@ def _path_and_parents(path: str) -> list[str]:
 
 def _tensors(output) -> list[torch.Tensor]:
     """The tensors of an output, however they are wrapped."""
-    if hasattr(output, "__dataclass_fields__"):
-        output = [getattr(output, name) for name in output.__dataclass_fields__]
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in output_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
 def _bytes_of(model: nn.Module) -> int:

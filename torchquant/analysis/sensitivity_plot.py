@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from matplotlib.figure import Figure  # without pyplot: no window, no global state
+
+from torchquant.analysis.drawing import save_figure
+from torchquant.analysis.sensitivity_report import drawable_db
 
 _MOST_BARS = 40
 
@@ -18,13 +20,7 @@ def plot(report, path: str | os.PathLike) -> None:
     bars, pareto = figure.subplots(1, 2)
     _draw_bars(bars, report, shown, len(ranking))
     _draw_pareto(pareto, report)
-    path = Path(path)
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        figure.savefig(beside, dpi=120)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    save_figure(figure, path, dpi=120)
 
 
 def _draw_bars(axes, report, rows: list[dict], total: int) -> None:
@@ -44,7 +40,7 @@ def _sensitivities(report, rows: list[dict]) -> tuple[list[float], str]:
     if report.float_metric is None:
         state = "alone" if report.mode != "each_but_one" else "but_one"
         label = "SQNR of the output in dB, " + ("this layer alone quantized" if state == "alone" else "all layers but this quantized")
-        return [min(row[f"{state}_sqnr_db"], 200.0) for row in rows], label
+        return [drawable_db(row[f"{state}_sqnr_db"]) for row in rows], label
     if report.mode == "each_but_one":
         return [row["but_one_gain"] for row in rows], "gain of the metric where this layer alone stays float"
     return [row["alone_drop"] for row in rows], "drop of the metric where this layer alone is quantized"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import json
 import math
 import os
@@ -27,6 +28,9 @@ _LIMITS = {
     "max_accuracy_drop": ("drop", "a drop of {:.4g}"),
 }
 _PARETO_POINTS = 16
+_NOT_FINITE = {math.inf: "exact", -math.inf: "not finite"}  # how an SQNR is shown
+# Beyond what float64 resolves. An SQNR may be infinite; sums of noise and bars of a plot may not.
+_MOST_DB = 200.0
 
 
 @dataclass
@@ -44,7 +48,8 @@ class SensitivityReport:
       where it was not measured, kernel "" where conversion leaves it float;
     - "float_mb", "quantized_mb": its weights, in 10^6 bytes.
 
-    What was not scanned is None; an SQNR is infinite where quantization changes nothing. `candidates` has for each QConfig the
+    What was not scanned is None; an SQNR is infinite where quantization changes nothing, and minus infinity where the quantized
+    output is NaN or infinite. `candidates` has for each QConfig the
     "metric", "sqnr_db" and "latency_ms" of the model with every layer quantized, and "layers_gain_ms", the sum of what its layers
     gain, scanned or not. `seconds` tells what the scan took, and how much
     of it the evaluations were.
@@ -90,6 +95,11 @@ class SensitivityReport:
         for quantity, total in self._totals_of_the_rest().items():
             if quantity in limits:
                 limits[quantity] -= total
+        for name in self.candidates:  # what was measured as a whole and drops too far is no proposal, whatever the sum says
+            if self._measured_drop(name) > budgets.get("max_accuracy_drop", math.inf):
+                limits[f"{name} everywhere"] = len(layers) - 1
+                for option in itertools.chain(*options):
+                    option[f"{name} everywhere"] = float(option["candidate"] == name)
         try:
             choice = choose(options, self._objectives(budgets), limits)
         except Unreachable as error:
@@ -174,7 +184,8 @@ class SensitivityReport:
 
     def _prediction(self, chosen: list[dict]) -> dict[str, float | None]:
         rest = self._totals_of_the_rest()
-        drop = sum(option["drop"] for option in chosen)
+        uniform = {option["candidate"] for option in chosen}
+        drop = self._measured_drop(*uniform) if len(uniform) == 1 else sum(option["drop"] for option in chosen)
         signed = -drop if self.higher_is_better else drop
         return {
             "metric": None if self.float_metric is None else self.float_metric + signed,
@@ -182,6 +193,13 @@ class SensitivityReport:
             "latency_ms": None if self.float_latency_ms is None else rest["latency_ms"] + sum(option["latency_ms"] for option in chosen),
             "size_mb": rest["size_mb"] + sum(option["size_mb"] for option in chosen),
         }
+
+    def _measured_drop(self, candidate: str) -> float:
+        """Of the model that has this candidate everywhere, which was evaluated as a whole."""
+        if candidate == "float" or self.float_metric is None:
+            return 0.0
+        change = self.float_metric - self.candidates[candidate]["metric"]
+        return change if self.higher_is_better else -change
 
     def _unreachable(self, budgets: dict[str, float], least: dict[str, float | None]) -> str:
         parts = []
@@ -250,8 +268,8 @@ class SensitivityReport:
     # ---- keeping
 
     def to_dict(self) -> dict:
-        """Plain values, for JSON, which has no infinity: an infinite SQNR is None there."""
-        values = _map_numbers(asdict(self), lambda value: None if value == math.inf else value)
+        """Plain values, for JSON, which has no infinity: an infinite SQNR is "inf" or "-inf" there."""
+        values = _map_numbers(asdict(self), json_number)
         return {"format": _FORMAT, **values, "ranking": [[row["layer"], row["candidate"]] for row in self.ranking]}
 
     @classmethod
@@ -259,12 +277,11 @@ class SensitivityReport:
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
             raise ValueError(f"SensitivityReport.from_dict: expected what to_dict gives, with format {_FORMAT!r}")
         report = cls(**copy.deepcopy({item.name: values[item.name] for item in fields(cls)}))
-        scanned = {"each_alone": ["alone"], "each_but_one": ["but_one"], "both": ["alone", "but_one"]}[report.mode]
         for row in report.rows:
-            for state in scanned:
-                row[f"{state}_sqnr_db"] = _or_infinite(row[f"{state}_sqnr_db"])
+            for name in ("alone_sqnr_db", "but_one_sqnr_db"):
+                row[name] = None if row[name] is None else float(row[name])
         for candidate in report.candidates.values():
-            candidate["sqnr_db"] = _or_infinite(candidate["sqnr_db"])
+            candidate["sqnr_db"] = float(candidate["sqnr_db"])
         return report
 
     def save(self, path: str | os.PathLike) -> None:
@@ -301,7 +318,8 @@ def _option(row: dict, share_of_gain: float) -> dict:
         "row": row,
         # A layer that seems to help does so by chance: it costs nothing, and cannot pay for another.
         "drop": max(_drop(row), 0.0),
-        "noise": 10 ** (-_sqnr_db(row) / 10),  # of the output, relative to it; of independent errors it adds up
+        # Of the output, relative to it; of independent errors it adds up. 0 where quantization changes nothing.
+        "noise": 10 ** (-max(_sqnr_db(row), -_MOST_DB) / 10),
         "latency_ms": -(row["latency_gain_ms"] or 0.0) * share_of_gain,
         "size_mb": row["quantized_mb"],
     }
@@ -329,9 +347,14 @@ def _map_numbers(value, change):
     return change(value) if isinstance(value, float) else value
 
 
-def _or_infinite(value: float | None) -> float:
-    return math.inf if value is None else value
+def json_number(value):
+    """JSON knows no infinity; float() reads "inf", "-inf" and "nan"."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def drawable_db(sqnr_db: float) -> float:
+    return min(max(sqnr_db, -_MOST_DB), _MOST_DB)
 
 
 def _number(value: float | None, text: str) -> str:
-    return "" if value is None else "exact" if value == math.inf else text.format(value)
+    return "" if value is None else _NOT_FINITE.get(value) or text.format(value)

@@ -29,12 +29,16 @@ class errors_as_sentences:
 
 
 def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return _lines(error)[0]
 
 
 def last_line(error: Exception) -> str:
     """What went wrong, without the TorchScript code that comes before it."""
-    return str(error).strip().splitlines()[-1].removeprefix("RuntimeError: ")
+    return _lines(error)[-1].removeprefix("RuntimeError: ")
+
+
+def _lines(error: Exception) -> list[str]:
+    return str(error).strip().splitlines() or [type(error).__name__]  # an error may come without a message
 
 
 def print_json(document: dict) -> None:

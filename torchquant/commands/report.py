@@ -21,7 +21,7 @@ _json_file = click.Path(exists=True, dir_okay=False)
 @click.option("--output", type=click.Path(dir_okay=False), required=True, help="The HTML file to write.")
 @click.option("--title", help="Heading of the page.  [default: the name of MODEL]")
 @click.option("--validation", type=_json_file, help="From `torchquant validate --json`.")
-@click.option("--sensitivity", type=_json_file, help="From `torchquant scan --json`.")
+@click.option("--sensitivity", type=_json_file, help="From `torchquant scan --model ... --json`; not from the scan of a prepared file.")
 @click.option("--comparison", type=_json_file, help="From `torchquant compare --json`.")
 @click.option("--calibration", type=_json_file, multiple=True, help="From `torchquant calibration show --json`; may be repeated.")
 @as_json
@@ -44,6 +44,11 @@ def report(
         "comparison": _read("--comparison", comparison),
         "calibration": [_read("--calibration", name) for name in calibration] or None,
     }
+    if documents["sensitivity"] and "quantized_sqnr_db" in documents["sensitivity"]:
+        raise click.BadParameter(
+            f"'{sensitivity}' is from the scan of a prepared file, which has no metric, latency or size; take that of "
+            "`torchquant scan --model ... --json`", param_hint="--sensitivity",
+        )  # fmt: skip
     with errors_as_sentences(), ProgressBar("writing the report"):
         receipt = Receipt.from_json(_C.read_manifest(file)["receipt_json"]) if file else None
         page.write(output, title=title or (os.path.basename(file) if file else "Quantization report"), quantized=receipt, **documents)

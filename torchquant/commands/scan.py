@@ -13,6 +13,7 @@ from rich.table import Table
 
 from torchquant import _C, qconfigs
 from torchquant.analysis.sensitivity import MODES, sensitivity_scan
+from torchquant.analysis.sensitivity_report import json_number
 from torchquant.commands.bench import load_example
 from torchquant.commands.common import as_json, call_target, errors_as_sentences, first_line, load_target, print_json
 from torchquant.progress import ProgressBar
@@ -76,6 +77,7 @@ def scan(
         _scan_file(prepared, inputs, as_json)
         return
     given = {name: budgets[name] for name in _BUDGETS if budgets[name] is not None}
+    _check_budgets(given, latency=not no_latency, metric=evaluate is not None)
     batches = None if calibration is None else call_target(calibration, "--calibration")
     example, batches = _example(example_inputs, batches)
     folder = None if output is None else _made(output)
@@ -89,24 +91,43 @@ def scan(
         _finish(report, given, folder, as_json)
 
 
+def _check_budgets(budgets: dict[str, float], *, latency: bool, metric: bool) -> None:
+    """Before the scan, which may take hours, what needs no scan to be seen."""
+    for name, value in budgets.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise click.UsageError(f"--{name.replace('_', '-')} must be a finite number of at least 0; got {value}")
+    if "max_latency_ms" in budgets and not latency:
+        raise click.UsageError("--max-latency-ms needs the layers' latency; leave out --no-latency")
+    if "max_accuracy_drop" in budgets and not metric:
+        raise click.UsageError("--max-accuracy-drop needs a metric; give --evaluate")
+
+
 def _finish(report, budgets: dict[str, float], folder: Path | None, as_json: bool) -> None:
     if folder is not None:
         report.save(folder / "report.json")
         report.plot(folder / "scan.png")
-    proposal = None
-    with errors_as_sentences():
-        if budgets:
-            mapping = report.propose(**budgets)
-            proposal = {**report.predict(mapping), "qconfig": mapping.to_dict()}
-            if folder is not None:
-                mapping.save(folder / "qconfig.yaml")
-                proposal["file"] = str(folder / "qconfig.yaml")
+    mapping = failure = None
+    try:
+        mapping = report.propose(**budgets) if budgets else None
+    except (RuntimeError, ValueError) as error:
+        failure = error  # raised once the report is printed: a budget out of reach must not cost the scan
+    proposal = None if mapping is None else _proposal(report, mapping, folder)
     if as_json:
         print_json({**report.to_dict(), "proposal": proposal})
-        return
-    Console().print(report)
-    if proposal is not None:
-        Console().print(_proposal_table(report, mapping, proposal))
+    else:
+        Console().print(report)
+        if proposal is not None:
+            Console().print(_proposal_table(report, mapping, proposal))
+    if failure is not None:
+        raise click.ClickException(str(failure)) from failure
+
+
+def _proposal(report, mapping: QConfigMapping, folder: Path | None) -> dict:
+    proposal = {**report.predict(mapping), "qconfig": mapping.to_dict()}
+    if folder is not None:
+        mapping.save(folder / "qconfig.yaml")
+        proposal["file"] = str(folder / "qconfig.yaml")
+    return proposal
 
 
 def _proposal_table(report, mapping: QConfigMapping, proposal: dict) -> Table:
@@ -183,8 +204,8 @@ def _scan_file(prepared: str, inputs: str | None, as_json: bool) -> None:
         result = _C.scan_sensitivity(script._c, [arguments], advance)
     if as_json:
         print_json({
-            "quantized_sqnr_db": _finite(result["quantized_sqnr_db"]),
-            "ranking": [{key: _finite(value) for key, value in row.items()} for row in result["ranking"]],
+            "quantized_sqnr_db": json_number(result["quantized_sqnr_db"]),
+            "ranking": [{key: json_number(value) for key, value in row.items()} for row in result["ranking"]],
         })  # fmt: skip
         return
     table = Table(title="Sensitivity of layers", caption=f"all layers quantized: {result['quantized_sqnr_db']:.2f} dB")
@@ -193,8 +214,3 @@ def _scan_file(prepared: str, inputs: str | None, as_json: bool) -> None:
     for row in result["ranking"]:
         table.add_row(row["layer"], row["kind"], f"{row['alone_sqnr_db']:.2f} dB", f"{row['but_one_sqnr_db']:.2f} dB")
     Console().print(table)
-
-
-def _finite(value):
-    """JSON knows no infinity, the SQNR of an output without error."""
-    return None if value == math.inf else value

@@ -1,8 +1,8 @@
 """Methods of post-training quantization, each a step of its own; docs/methods.md says when each helps.
 
 Float model in, float model out, before `prepare`: `cross_layer_equalization`, `smooth_quant`, `split_outlier_channels`. In place on a
-prepared and calibrated model: `bias_correction`, `adaround`. About ranges: `choose_observers`, `save_calibration`, `load_calibration`,
-`calibration_curve`, `clipping_report`.
+prepared and calibrated model: `bias_correction`, `adaround`. What one of these did stands in the model's `torchquant_methods`. About
+ranges: `choose_observers`, `save_calibration`, `load_calibration`, `calibration_curve`, `clipping_report`.
 """
 
 from torchquant.methods.bias import bias_correction

@@ -118,6 +118,9 @@ def calibration_curve(prepared: nn.Module, batches, *, tolerance: float = 0.01) 
         for name, fake_quant in fake_quants.items():
             fake_quant.update_qparams()
             ranges[name].append(representable_range(fake_quant))
+    broken = [name for name, fake_quant in fake_quants.items() if fake_quant.nonfinite_count]
+    if broken:
+        raise ValueError(f"calibration_curve: {', '.join(broken)} met infinite or NaN values; check the batches and the float model")
     unseen = [name for name, fake_quant in fake_quants.items() if not fake_quant.observed]
     if unseen:
         raise ValueError(f"calibration_curve: no batch reached {', '.join(unseen)}; give batches that run every layer")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
 import torch
 from torch import nn
 
-from ..calibrate import named_fake_quants
+from ..batches import check_iterable
+from ..calibrate import check_calibrated
 from ..fake_quantize import FakeQuantize
 from ..prepare import PreparedModel
 from ..quantized_model import QuantizedModel
@@ -28,23 +27,17 @@ def check_float_model(method: str, model) -> None:
             raise TypeError(f"{method}: model must be a float model, and {where} is {what}; call {method} before prepare")
 
 
-def check_calibrated(method: str, prepared) -> None:
+def check_prepared(method: str, prepared) -> None:
     if not isinstance(prepared, PreparedModel):
         raise TypeError(
             f"{method}: prepared must be a model that torchquant.prepare or prepare_qat returned, got {type(prepared).__name__}"
         )
-    unseen = [name for name, fake_quant in named_fake_quants(prepared).items() if not fake_quant.observed]
-    if unseen:
-        raise ValueError(f"{method}: {', '.join(unseen)} saw no data yet; run torchquant.calibrate first")
+    check_calibrated(prepared, method)
 
 
 def batches_as_list(method: str, batches) -> list:
     """All batches, kept in memory because a method goes over them more than once."""
-    if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
-        raise TypeError(
-            f"{method}: batches must be an iterable of batches, such as a list or a DataLoader, got a {type(batches).__name__}; "
-            "put a single batch into a list"
-        )
+    check_iterable(batches, method)
     batches = list(batches)
     if not batches:
         raise ValueError(f"{method}: batches is empty; give at least one batch of typical inputs")

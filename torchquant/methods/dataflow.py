@@ -241,7 +241,7 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
     if not theirs.is_floating_point():
         return torch.equal(ours, theirs)
     # Rescaling moves each value by a rounding error or two, which a deep network sums up.
-    allowed = 1e-3 if theirs.dtype == torch.float32 else 0.1
+    allowed = 0.1 if theirs.dtype in (torch.float16, torch.bfloat16) else 1e-3
     finite = theirs.isfinite()
     difference = (ours - theirs)[finite].double().norm()
     return torch.equal(ours.isfinite(), finite) and bool(difference <= allowed * theirs[finite].double().norm() + 1e-30)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +12,16 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from torchquant.batches import check_iterable, run_batches
+from torchquant.methods.checks import check_float_model
 from torchquant.methods.clipping import OUTLIER_FACTOR, median_magnitude
+from torchquant.methods.report import MethodReport
 from torchquant.observers import make_observer
 from torchquant.prepare import fx_trace
 from torchquant.prepare.example_run import evaluating, repeatable, run_example, unpack
 from torchquant.prepare.patterns import averages_space
 from torchquant.qconfig import QuantSpec
 
+_METHOD = "split_outlier_channels"
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 # What gives half of its value for half of its input, channel by channel.
@@ -31,21 +34,6 @@ _HOMOGENEOUS_FUNCTIONS = {
     F.adaptive_avg_pool2d, "relu", "contiguous",
 }  # fmt: skip
 _FLATTENING = {torch.flatten, "flatten", "view", "reshape"}
-
-
-@dataclass
-class SplitRow:
-    """A layer whose input has outlier channels."""
-
-    layer: str
-    producer: str | None = None  # the layer whose output channels were doubled
-    channels: list[int] = field(default_factory=list)  # that were split; one that was split twice stands twice
-    absmax_before: float = 0.0
-    absmax_after: float = 0.0
-    reason: str = ""  # why nothing was split
-
-    def to_dict(self) -> dict:
-        return asdict(self)
 
 
 def split_outlier_channels(
@@ -70,20 +58,24 @@ def split_outlier_channels(
         outlier_factor: channels are split while the largest one's magnitude exceeds this many times the median channel's.
 
     Returns:
-        A changed copy. Its `torchquant_split_channels` has a SplitRow per layer with outliers in its input.
+        A changed copy. The newest entry of its ``torchquant_methods`` is the report, with a row per layer that has outliers in its input:
+        the layer whose output channels were doubled (``producer``), ``channels`` (one that was split twice stands twice), the largest
+        magnitude before and after, or the reason why nothing was split.
 
     Raises:
         TypeError, ValueError: for arguments out of range, batches that are none, or a model that cannot be traced.
         RuntimeError: for a batch on which the model does not run.
     """
     if not 0 < expand_ratio <= 1:
-        raise ValueError(f"split_outlier_channels: expand_ratio must be in (0, 1], got {expand_ratio!r}")
+        raise ValueError(f"{_METHOD}: expand_ratio must be in (0, 1], got {expand_ratio!r}")
     if not outlier_factor >= 1:
-        raise ValueError(f"split_outlier_channels: outlier_factor must be at least 1, got {outlier_factor!r}")
-    check_iterable(batches, "split_outlier_channels")
+        raise ValueError(f"{_METHOD}: outlier_factor must be at least 1, got {outlier_factor!r}")
+    check_float_model(_METHOD, model)
+    check_iterable(batches, _METHOD)
     chains = _find_chains(model, example_inputs)
     magnitudes = _magnitudes(model, batches, [chain.layer for chain in chains])
-    split, rows = copy.deepcopy(model), []
+    split = copy.deepcopy(model)
+    report = MethodReport(_METHOD, {"expand_ratio": expand_ratio, "outlier_factor": outlier_factor})
     for chain in chains:
         if chain.layer not in magnitudes:  # no batch reached it
             continue
@@ -92,13 +84,13 @@ def split_outlier_channels(
         if len(sources) == len(absmax):
             continue
         if chain.reason:
-            rows.append(SplitRow(chain.layer, absmax_before=max(absmax), absmax_after=max(absmax), reason=chain.reason))
+            report.add(chain.layer, chain.reason, producer=None, channels=[], absmax_before=max(absmax), absmax_after=max(absmax))
             continue
         _split(split, chain, sources, divisors)
         after = max(absmax[source] / divisor for source, divisor in zip(sources, divisors))
-        rows.append(SplitRow(chain.layer, chain.producer, sources[len(absmax) :], max(absmax), after))
+        report.add(chain.layer, producer=chain.producer, channels=sources[len(absmax) :], absmax_before=max(absmax), absmax_after=after)
     _check_same(model, split, example_inputs)
-    split.torchquant_split_channels = rows
+    report.attach_to(split)
     return split
 
 
@@ -127,7 +119,7 @@ def _find_chains(model: nn.Module, example_inputs) -> list[_Chain]:
         graph = fx_trace.trace(scratch, run_example(scratch, args, kwargs), args, kwargs)
     except fx_trace.Untraceable as reason:
         raise ValueError(
-            f"split_outlier_channels: torch.fx cannot trace {type(model).__name__} ({reason}); keep layers with outliers float instead, "
+            f"{_METHOD}: torch.fx cannot trace {type(model).__name__} ({reason}); keep layers with outliers float instead, "
             "with clipping_report(prepared, batches).keep_float(qconfig)"
         ) from None
     nodes = [node for node in graph.nodes if node.op == "call_module"]
@@ -202,7 +194,7 @@ def _magnitudes(model: nn.Module, batches, layers: list[str]) -> dict[str, list[
         observers[path] = make_observer(QuantSpec.activation(observer="min_max", axis=axis)).to(module.weight.device)
         hooks.append(module.register_forward_pre_hook(_watching(observers[path])))
     try:
-        for _ in run_batches(model, batches, "split_outlier_channels", "looking for outlier channels"):
+        for _ in run_batches(model, batches, _METHOD, "looking for outlier channels"):
             pass
     finally:
         for hook in hooks:
@@ -278,4 +270,4 @@ def _check_same(model: nn.Module, split: nn.Module, example_inputs) -> None:
         expected, actual = (pytree.tree_leaves(m(*args, **kwargs)) for m in (model, split))
     for a, b in zip(expected, actual):
         if isinstance(a, Tensor) and not torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(1.0, float(a.abs().max()))):
-            raise RuntimeError("split_outlier_channels: the split model computes something else; please report this")
+            raise RuntimeError(f"{_METHOD}: the split model computes something else; please report this")

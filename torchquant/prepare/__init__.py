@@ -64,6 +64,7 @@ def _prepare_checked(model, args, kwargs, qconfig, training):
     for path, module in prepared.named_modules():
         if isinstance(module, FakeQuantize):
             module.name = path
+            module.train(prepared.training)
             module.enable_observer(True)
             module.enable_fake_quant(training)
     return prepared

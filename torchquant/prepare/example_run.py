@@ -2,6 +2,7 @@
 and which functional calls read a parameter."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -72,8 +73,8 @@ def unpack(inputs, what="example_inputs"):
         return (inputs,), {}
     if isinstance(inputs, tuple):
         return inputs, {}
-    if isinstance(inputs, dict):
-        return (), inputs
+    if isinstance(inputs, Mapping):  # a dict, or what tokenizers return
+        return (), dict(inputs)
     raise TypeError(
         f"{what}: expected a tensor, a tuple of arguments or a dict of keyword arguments, got {type(inputs).__name__}"
     )

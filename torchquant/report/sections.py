@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
+from torchquant.analysis.comparison import BEST_SQNR_DB
 from torchquant.analysis.validate import notes_of, rows_of
 from torchquant.report.charts import BLUE, GREEN, ORANGE, RED, draw
 
@@ -229,7 +231,6 @@ def comparison(document: dict) -> Section:
 
 
 _HISTOGRAMS_SHOWN, _HISTOGRAMS = 4, 24  # at once, and with those behind the fold: each takes some 15 kB
-_BEST_SQNR_DB = 50.0  # what 8 bits can hold: a full bar
 
 
 def _shown_side(row: dict) -> dict:
@@ -237,15 +238,17 @@ def _shown_side(row: dict) -> dict:
 
 
 def _worst_first(row: dict) -> float:
-    sqnr = _shown_side(row).get("sqnr_db")
-    return float("inf") if sqnr is None else sqnr
+    side = _shown_side(row)
+    if not side or side["exact"]:
+        return math.inf
+    return -math.inf if side["sqnr_db"] is None else side["sqnr_db"]
 
 
 def _compared_row(row: dict, is_first_bad: bool, min_sqnr_db: float) -> tuple:
     side, converted = _shown_side(row), row["converted"] or {}
     sqnr = side.get("sqnr_db")
-    low = bool(side) and not side["exact"] and (sqnr is None or sqnr < min_sqnr_db)  # None: not finite
-    share = 1.0 if side.get("exact") else min(max((sqnr or 0.0) / _BEST_SQNR_DB, 0.0), 1.0)
+    low = bool(side) and not side["exact"] and (sqnr is None or sqnr < min_sqnr_db)  # None: not finite, or no signal
+    share = 1.0 if side.get("exact") else min(max((sqnr or 0.0) / BEST_SQNR_DB, 0.0), 1.0)
     verdict = Badge("goes wrong first", "bad") if is_first_bad else Badge("low", "bad") if low else Badge("good", "good") if side else ""
     return (
         row["layer"], row["kind"], verdict, Bar(share, _db(side)) if side else "",
@@ -257,7 +260,9 @@ def _compared_row(row: dict, is_first_bad: bool, min_sqnr_db: float) -> tuple:
 def _db(side: dict) -> str:
     if not side:
         return ""
-    return "exact" if side["exact"] else "not finite" if side["sqnr_db"] is None else f"{side['sqnr_db']:.1f} dB"
+    if side["sqnr_db"] is None:
+        return "exact" if side["exact"] else "not finite" if side["nonfinite"] else "no signal"
+    return f"{side['sqnr_db']:.1f} dB"
 
 
 def _histogram(row: dict) -> Picture:
@@ -283,7 +288,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _sqnr(value: float | None) -> str:
-    return "" if value is None else "exact" if value == float("inf") else f"{value:.1f} dB"
+    return "" if value is None else "exact" if value == math.inf else "not finite" if value == -math.inf else f"{value:.1f} dB"
 
 
 def calibration(document: dict) -> Section:

@@ -39,6 +39,18 @@ class Net(nn.Module):
         return checkpoint(self.body, x, use_reentrant=False) if self.checkpointed else self.body(x)
 
 
+class LateBranch(nn.Module):
+    """Only batches of large values reach `late`. Control flow: prepared module by module."""
+
+    def __init__(self):
+        super().__init__()
+        self.usual, self.late = nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+
+    def forward(self, x):
+        usual = self.usual(x)
+        return self.late(-x) if x.abs().max() > 100 else usual  # -x: one tensor would have one range for both
+
+
 def prepared_net(qconfig, **settings):
     torch.manual_seed(7)
     return tq.prepare_qat(Net(**settings), BATCHES[0], qconfig)
@@ -101,21 +113,43 @@ def calibrated_on_shares(observer):
     return prepared.state_dict()
 
 
-def delayed():
-    prepared = prepared_net(tq.qconfigs.int8_static())
+def delayed(qconfig, distributed=True):
+    prepared = prepared_net(qconfig)
     schedule = tq.training.Schedule(prepared, start_fake_quant_after=2)
-    wrapped = DistributedDataParallel(prepared)
+    run = DistributedDataParallel(prepared, find_unused_parameters=True) if distributed else prepared
     for batch in BATCHES[:4]:
-        wrapped(share(batch)).sum().backward()
+        run(share(batch) if distributed else batch).sum().backward()
         schedule.step()
     return prepared.state_dict()
+
+
+def late_branch(qconfig, distributed=True):
+    """Returns what the model holds after one step without the branch, and what the first batch that takes it becomes."""
+    torch.manual_seed(7)
+    prepared = tq.prepare_qat(LateBranch(), BATCHES[1] * 1000, qconfig)
+    run = DistributedDataParallel(prepared, find_unused_parameters=True) if distributed else prepared
+    first, second = (share(batch) if distributed else batch for batch in (BATCHES[0], BATCHES[1] * 1000))
+    run(first).square().mean().backward()
+    before = copy.deepcopy(prepared.state_dict())
+    output = run(second)
+    output.square().mean().backward()
+    return {"before": before, "output": output.detach(), "after": prepared.state_dict()}
+
+
+def learning_qconfigs():
+    """Whose activations learn their range from a minimum and a maximum: histograms do not follow a distributed training."""
+    learned = tq.qconfigs.learned(learn_zero_point=True)
+    return {"from range": tq.QConfig(learned.weight, replace(learned.activation, observer="moving_average")), "pact": tq.qconfigs.pact()}
+
+
+def branch_qconfigs():
+    return {"plain": tq.qconfigs.int8_static(), "learned": tq.qconfigs.learned(), **learning_qconfigs()}
 
 
 def scenarios():
     plain = tq.qconfigs.int8_static()
     min_max = tq.qconfigs.int8_static(observer="min_max")
     learned = tq.qconfigs.learned(learn_zero_point=True)
-    by_range = tq.QConfig(learned.weight, replace(learned.activation, observer="moving_average"))
     return {
         "plain": lambda: train(prepared_net(plain)),
         "without broadcasts": lambda: train(prepared_net(min_max), broadcast_buffers=False),
@@ -123,13 +157,15 @@ def scenarios():
         "module by module": lambda: train(prepared_net(plain, branching=True)),
         "compiled": lambda: train(prepared_net(plain), compiled=True, steps=3),
         "learned": lambda: learned_from_first_batch(learned),
-        "learned from range": lambda: learned_from_first_batch(by_range),
+        "learned from range": lambda: learned_from_first_batch(learning_qconfigs()["from range"]),
         "pact": lambda: learned_from_first_batch(tq.qconfigs.pact()),
         "refused": lambda: refused("mse"),
         "uneven": uneven,
         "calibrated min_max": lambda: calibrated_on_shares("min_max"),
         "calibrated mse": lambda: calibrated_on_shares("mse"),
-        "delayed": delayed,
+        "delayed": lambda: delayed(plain),
+        **{f"delayed {name}": lambda qconfig=qconfig: delayed(qconfig) for name, qconfig in learning_qconfigs().items()},
+        **{f"late branch {name}": lambda qconfig=qconfig: late_branch(qconfig) for name, qconfig in branch_qconfigs().items()},
     }
 
 
