@@ -24,6 +24,9 @@ PEERS = ("fp32", "fake_quant", "integer_forward")
 def build(peer: str, width: int, layers: int, x: torch.Tensor) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(*(module for _ in range(layers) for module in (nn.Linear(width, width), nn.ReLU())), nn.Linear(width, 10)).train()
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     if peer == "fp32":
         return model
     import torchquant as tq
@@ -41,7 +44,7 @@ def trainer(peer: str, options: argparse.Namespace):
     inputs = torch.randn(8 * options.batch, options.width)
     labels = (inputs[:, :10] + 0.5 * inputs[:, 10:20]).argmax(1)
     model = build(peer, options.width, options.layers, inputs[: options.batch])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     count = 0
 
     def step() -> tuple[float, float]:
