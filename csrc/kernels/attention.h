@@ -1,5 +1,5 @@
 // Attention in fp32 with one order of sums, so that every instruction set gives the same bits: what follows it is
-// quantized, and codes must not depend on the machine. Called by csrc/ops/attention.cpp.
+// quantized, and codes must not depend on the machine. Called by csrc/ops/attention.cpp and by islands.
 //
 //   s_j = fmaf chain over d = 0, 1, ... of q_d * k_jd, from 0;   t_j = fmaf(s_j, scale, mask_j)
 //   m = max t_j (0 where all are -inf);   p_j = exp_f32(t_j - m);   l = sum of p_j in the order of j

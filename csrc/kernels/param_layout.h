@@ -55,4 +55,34 @@ struct ParamLayout {
   }
 };
 
+// Parameters of consecutive elements, from any element on, without a division for each.
+class ParamCursor {
+ public:
+  TQ_HOST_DEVICE ParamCursor(const ParamLayout& layout, int64_t element)
+      : inner_(layout.inner),
+        grouped_(layout.group_size > 0),
+        period_(grouped_ ? layout.group_size : layout.axis_size),
+        column_(element % inner_),
+        row_(element / inner_ % period_),
+        first_(grouped_ ? element / inner_ / period_ * inner_ : 0) {}
+
+  TQ_HOST_DEVICE int64_t param() const { return grouped_ ? first_ + column_ : row_; }
+
+  TQ_HOST_DEVICE void next() {
+    if (++column_ < inner_) return;
+    column_ = 0;
+    if (++row_ < period_) return;
+    row_ = 0;
+    if (grouped_) first_ += inner_;
+  }
+
+ private:
+  int64_t inner_;
+  bool grouped_;
+  int64_t period_;  // rows after which the parameters repeat, or the next group begins
+  int64_t column_;
+  int64_t row_;    // of the period
+  int64_t first_;  // parameter of the group's first column
+};
+
 }  // namespace torchquant::kernels

@@ -1,5 +1,6 @@
 // From a histogram (numerics/stats.h) to the range that quantizes it best: percentile, mean squared error, entropy.
-// Called by the qparams_from_histogram ops. Every result is clipped to the range seen; an empty histogram gives [0, 0].
+// Called by the qparams_from_histogram ops, on CPU and CUDA, which give the same bits: prefix sums are added bin after
+// bin, and the logarithm is our own. Every result is clipped to the range seen; an empty histogram gives [0, 0].
 #pragma once
 
 #include <cmath>
@@ -95,12 +96,16 @@ TQ_HOST_DEVICE Moments bin_moments(double count, double edge, double part) {
   return {m0, m0 * (edge + 0.5 * part), m0 * (edge * edge + edge * part + part * part / 3.0)};
 }
 
+TQ_HOST_DEVICE Moments moments_of_bin(const Histogram& h, int32_t bin) {
+  return bin_moments(static_cast<double>(h.counts[bin]), bin - h.grid.negative, 1.0);
+}
+
 // prefix: bins + 1 entries; entry i holds the moments of bins 0 ... i-1.
 TQ_HOST_DEVICE void fill_moments(const Histogram& h, Moments* prefix) {
   Moments sum{0.0, 0.0, 0.0};
   for (int32_t bin = 0; bin < h.grid.bins; ++bin) {
     prefix[bin] = sum;
-    const Moments m = bin_moments(static_cast<double>(h.counts[bin]), bin - h.grid.negative, 1.0);
+    const Moments m = moments_of_bin(h, bin);
     sum = {sum.m0 + m.m0, sum.m1 + m.m1, sum.m2 + m.m2};
   }
   prefix[h.grid.bins] = sum;
@@ -138,37 +143,53 @@ TQ_HOST_DEVICE double squared_error(const Histogram& h, const Moments* prefix, R
 inline constexpr int32_t kMseCandidates = 100;  // of each search: the full range times 1/100 ... 100/100
 inline constexpr int32_t kMseRounds = 2;
 
-// Keeps the best range over candidates low_i = low_fixed or full * i/100, high_i likewise.
-TQ_HOST_DEVICE void search_ends(const Histogram& h, const Moments* prefix, bool symmetric, QRange codes, bool move_low,
-                                bool move_high, Range* best, double* best_error) {
-  const Range full = full_range(h);
-  const Range start = *best;
-  for (int32_t i = kMseCandidates; i > 0; --i) {  // from the widest: a tie clips less
-    const float part = static_cast<float>(i) / kMseCandidates;
-    const Range candidate{move_low ? full.min_val * part : start.min_val,
-                          move_high ? full.max_val * part : start.max_val};
-    const double error = squared_error(h, prefix, candidate, symmetric, codes);
-    if (error < *best_error) {
-      *best_error = error;
-      *best = candidate;
-    }
-  }
+// Which ends of the range a search moves.
+struct MovingEnds {
+  bool low;
+  bool high;
+};
+
+// Candidate i: the moving ends are those of the full range times i / kMseCandidates, the others stay.
+TQ_HOST_DEVICE Range mse_candidate(Range full, Range start, MovingEnds moving, int32_t i) {
+  const float part = static_cast<float>(i) / kMseCandidates;
+  return {moving.low ? full.min_val * part : start.min_val, moving.high ? full.max_val * part : start.max_val};
 }
 
+struct RangeError {
+  Range range;
+  double error;
+};
+
 // Both ends shrink together first; then, for affine ranges, each end moves alone while the other stays. The error never
-// exceeds that of the full range, which is the first candidate. `prefix` is scratch of bins + 1 entries.
-TQ_HOST_DEVICE Range mse_range(const Histogram& h, bool symmetric, QRange codes, Moments* prefix) {
-  Range best = full_range(h);
-  fill_moments(h, prefix);
-  if (prefix[h.grid.bins].m0 == 0.0) return best;
-  double best_error = squared_error(h, prefix, best, symmetric, codes);
-  search_ends(h, prefix, symmetric, codes, true, true, &best, &best_error);
-  const bool two_sided = best.min_val < 0.0f && best.max_val > 0.0f;
+// exceeds that of the full range. search(full, best, moving) gives the better of `best` and the candidates of `moving`;
+// of equal errors `best`, then the widest candidate.
+template <typename Search>
+TQ_HOST_DEVICE Range search_mse_range(const Histogram& h, const Moments* prefix, bool symmetric, QRange codes,
+                                      const Search& search) {
+  const Range full = full_range(h);
+  if (prefix[h.grid.bins].m0 == 0.0) return full;
+  RangeError best{full, squared_error(h, prefix, full, symmetric, codes)};
+  best = search(full, best, MovingEnds{true, true});
+  const bool two_sided = best.range.min_val < 0.0f && best.range.max_val > 0.0f;
   for (int32_t round = 0; !symmetric && two_sided && round < kMseRounds; ++round) {
-    search_ends(h, prefix, symmetric, codes, true, false, &best, &best_error);
-    search_ends(h, prefix, symmetric, codes, false, true, &best, &best_error);
+    best = search(full, best, MovingEnds{true, false});
+    best = search(full, best, MovingEnds{false, true});
   }
-  return best;
+  return best.range;
+}
+
+// `prefix` is scratch of bins + 1 entries.
+TQ_HOST_DEVICE Range mse_range(const Histogram& h, bool symmetric, QRange codes, Moments* prefix) {
+  fill_moments(h, prefix);
+  return search_mse_range(h, prefix, symmetric, codes, [&](Range full, RangeError best, MovingEnds moving) {
+    const Range start = best.range;
+    for (int32_t i = kMseCandidates; i > 0; --i) {
+      const Range candidate = mse_candidate(full, start, moving, i);
+      const double error = squared_error(h, prefix, candidate, symmetric, codes);
+      if (error < best.error) best = {candidate, error};
+    }
+    return best;
+  });
 }
 
 // ---- entropy --------------------------------------------------------------------------------------------------------
@@ -186,7 +207,25 @@ struct EntropySums {
   int32_t occupied;
 };
 
-TQ_HOST_DEVICE double x_log_x(double x) { return x > 0.0 ? x * log(x) : 0.0; }
+// Of a positive normal number, within 2 units in the last place: log(m) = 2 artanh((m - 1) / (m + 1)) for m in
+// [sqrt(1/2), sqrt(2)), by its series. The libraries' logarithms differ in the last place between machines.
+TQ_HOST_DEVICE double natural_log(double x) {
+  constexpr double kLn2High = 6.93147180369123816490e-01;  // 32 bits, so that its products with exponents are exact
+  constexpr double kLn2Low = 1.90821492927058770002e-10;
+  int exponent = 0;
+  double m = frexp(x, &exponent);  // in [0.5, 1)
+  if (m < 0.70710678118654752) {
+    m *= 2.0;
+    --exponent;
+  }
+  const double s = (m - 1.0) / (m + 1.0);
+  const double z = s * s;  // below 0.03
+  double sum = 0.0;
+  for (int32_t odd = 21; odd > 1; odd -= 2) sum = (sum + 1.0 / odd) * z;
+  return exponent * kLn2High + (exponent * kLn2Low + (2.0 * s * sum + 2.0 * s));
+}
+
+TQ_HOST_DEVICE double x_log_x(double x) { return x > 0.0 ? x * natural_log(x) : 0.0; }
 
 TQ_HOST_DEVICE double entropy_count(const Histogram& h, int32_t bin) {
   const int64_t count = count_at(h, bin);
@@ -197,13 +236,18 @@ TQ_HOST_DEVICE double entropy_count(const Histogram& h, int32_t bin) {
   return static_cast<double>(neighbour > 0 && neighbour < count ? neighbour : count);
 }
 
+TQ_HOST_DEVICE EntropySums entropy_sums_of_bin(const Histogram& h, int32_t bin) {
+  const double count = entropy_count(h, bin);
+  return {count, x_log_x(count), count > 0.0 ? 1 : 0};
+}
+
 // prefix: bins + 1 entries.
 TQ_HOST_DEVICE void fill_entropy_sums(const Histogram& h, EntropySums* prefix) {
   EntropySums sum{0.0, 0.0, 0};
   for (int32_t bin = 0; bin < h.grid.bins; ++bin) {
     prefix[bin] = sum;
-    const double count = entropy_count(h, bin);
-    sum = {sum.count + count, sum.count_log + x_log_x(count), sum.occupied + (count > 0.0 ? 1 : 0)};
+    const EntropySums more = entropy_sums_of_bin(h, bin);
+    sum = {sum.count + more.count, sum.count_log + more.count_log, sum.occupied + more.occupied};
   }
   prefix[h.grid.bins] = sum;
 }
@@ -254,35 +298,58 @@ TQ_HOST_DEVICE double divergence(const Histogram& h, const EntropySums* prefix, 
                              (code == 0 && left > 0.0 && first_count == 0.0 ? 1 : 0) +
                              (code == codes - 1 && right > 0.0 && last_count == 0.0 ? 1 : 0);
     if (p > 0.0 && q <= 0.0) return INFINITY;
-    if (p > 0.0) p_log_q += p * log(q / occupied);
+    if (p > 0.0) p_log_q += p * natural_log(q / occupied);
     share_begin = share_end;
   }
-  return (p_log_p - p_log_q) / all.count - log(all.count) + log(inside);
+  return (p_log_p - p_log_q) / all.count - natural_log(all.count) + natural_log(inside);
 }
 
 inline constexpr int32_t kEntropyCandidates = 1024;
 
+// Half widths that the search tries: widest, widest - stride, ... while positive.
+struct EntropyCandidates {
+  int32_t widest;
+  int32_t stride;
+
+  TQ_HOST_DEVICE int32_t count() const { return widest > 0 ? (widest - 1) / stride + 1 : 0; }
+  TQ_HOST_DEVICE int32_t half_width(int32_t i) const { return widest - i * stride; }
+};
+
+TQ_HOST_DEVICE EntropyCandidates entropy_candidates(const Histogram& h) {
+  const Range full = full_range(h);
+  const int32_t widest = bins_up_to(fmaxf(-full.min_val, full.max_val), h.grid.inv_width);
+  return {widest, (widest + kEntropyCandidates - 1) / kEntropyCandidates};
+}
+
+// Infinite where a window has fewer bins than codes: it loses nothing, which says nothing.
+TQ_HOST_DEVICE double candidate_divergence(const Histogram& h, const EntropySums* prefix, int32_t half_width,
+                                           bool symmetric, QRange codes) {
+  const int32_t code_count = static_cast<int32_t>(codes.quant_max - codes.quant_min) + 1;
+  const Window window = candidate_window(h, full_range(h), half_width, symmetric);
+  return window.last - window.first < code_count ? INFINITY : divergence(h, prefix, window, code_count);
+}
+
+TQ_HOST_DEVICE Range entropy_window_range(const Histogram& h, int32_t half_width) {
+  const Range full = full_range(h);
+  const float end = ldexpf(static_cast<float>(half_width), h.grid.exponent);
+  return {fmaxf(-end, full.min_val), fminf(end, full.max_val)};
+}
+
 // `prefix` is scratch of bins + 1 entries.
 TQ_HOST_DEVICE Range entropy_range(const Histogram& h, bool symmetric, QRange codes, EntropySums* prefix) {
-  const Range full = full_range(h);
   fill_entropy_sums(h, prefix);
-  if (prefix[h.grid.bins].count == 0.0) return full;
-  const int32_t code_count = static_cast<int32_t>(codes.quant_max - codes.quant_min) + 1;
-  const int32_t widest = bins_up_to(fmaxf(-full.min_val, full.max_val), h.grid.inv_width);
-  const int32_t stride = (widest + kEntropyCandidates - 1) / kEntropyCandidates;
-  int32_t best = widest;
+  if (prefix[h.grid.bins].count == 0.0) return full_range(h);
+  const EntropyCandidates candidates = entropy_candidates(h);
+  int32_t best = candidates.widest;
   double least = INFINITY;
-  for (int32_t half_width = widest; half_width > 0; half_width -= stride) {  // from the widest: a tie clips less
-    const Window window = candidate_window(h, full, half_width, symmetric);
-    if (window.last - window.first < code_count) break;  // fewer bins than codes lose nothing, which says nothing
-    const double kl = divergence(h, prefix, window, code_count);
+  for (int32_t i = 0; i < candidates.count(); ++i) {  // from the widest: a tie clips less
+    const double kl = candidate_divergence(h, prefix, candidates.half_width(i), symmetric, codes);
     if (kl < least) {
       least = kl;
-      best = half_width;
+      best = candidates.half_width(i);
     }
   }
-  const float end = ldexpf(static_cast<float>(best), h.grid.exponent);
-  return {fmaxf(-end, full.min_val), fminf(end, full.max_val)};
+  return entropy_window_range(h, best);
 }
 
 }  // namespace torchquant::numerics

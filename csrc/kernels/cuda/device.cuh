@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/intrinsics.cuh"
 #include "kernels/fake_quantize.h"
 
 namespace torchquant::kernels::cuda {
@@ -58,7 +59,8 @@ inline bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<ui
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Combines one value per thread of the block; the result is valid in thread 0. Order: lanes by halves, then warps.
+// Combines one value per thread of a warp or a block; the result is valid in thread 0. Order: lanes by halves, then
+// warps. A block is a multiple of kWarp threads, at most kThreads; a block that reduces twice has a barrier between.
 template <typename V>
 __device__ V reduce_warp(V v) {
 #pragma unroll
@@ -69,13 +71,13 @@ __device__ V reduce_warp(V v) {
 template <typename V>
 __device__ V reduce_block(V v) {
   __shared__ V warps[kThreads / kWarp];
-  const int lane = threadIdx.x % kWarp;
-  const int warp = threadIdx.x / kWarp;
+  const unsigned lane = threadIdx.x % kWarp;
+  const unsigned warp = threadIdx.x / kWarp;
   v = reduce_warp(v);
   if (lane == 0) warps[warp] = v;
   __syncthreads();
   if (threadIdx.x == 0) {
-    for (int w = 1; w < kThreads / kWarp; ++w) v.merge(warps[w]);
+    for (unsigned w = 1; w < blockDim.x / kWarp; ++w) v.merge(warps[w]);
   }
   return v;
 }

@@ -58,57 +58,94 @@ struct Arguments {
   DeviceQParams qparams;
   QRange range;
   bool per_tensor;
+
+  __device__ QParams params(int64_t index) const {
+    return numerics::make_qparams(qparams.scale[index], qparams.zero_point[index], range);
+  }
 };
 
-// One thread handles VEC neighbours that share a parameter per step.
-template <typename Op, int VEC>
-__global__ void __launch_bounds__(kThreads) elementwise_kernel(Arguments args) {
-  using InPack = Pack<typename Op::In, VEC>;
-  using OutPack = Pack<typename Op::Out, VEC>;
-  const auto* first = static_cast<const InPack*>(args.first);
-  const auto* second = static_cast<const InPack*>(args.second);
-  auto* out = static_cast<OutPack*>(args.out);
-  const int64_t packs = args.layout.numel() / VEC;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  QParams p = numerics::make_qparams(args.qparams.scale[0], args.qparams.zero_point[0], args.range);
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < packs; i += step) {
-    if (!args.per_tensor) {
-      const int64_t index = args.layout.param_of(i * VEC);
-      p = numerics::make_qparams(args.qparams.scale[index], args.qparams.zero_point[index], args.range);
-    }
-    const InPack a = first[i];
-    InPack b = a;
-    if constexpr (Op::kReadsSecond) b = second[i];
-    OutPack result;
+// Packs that a thread has in flight: the loads of all come before the first store.
+constexpr int kUnroll = 2;
+constexpr int64_t kPacksPerBlock = static_cast<int64_t>(kThreads) * kUnroll;
+
+// The pack at `index`. UNIFORM: its elements share one parameter.
+template <typename Op, int VEC, bool UNIFORM>
+__device__ __forceinline__ Pack<typename Op::Out, VEC> apply_pack(const Arguments& args, int64_t index,
+                                                                  const Pack<typename Op::In, VEC>& a,
+                                                                  const Pack<typename Op::In, VEC>& b) {
+  Pack<typename Op::Out, VEC> result;
+  if constexpr (UNIFORM) {
+    const QParams p = args.params(args.per_tensor ? 0 : args.layout.param_of(index * VEC));
 #pragma unroll
     for (int k = 0; k < VEC; ++k) result.value[k] = Op::apply(a.value[k], b.value[k], p, args.range);
-    out[i] = result;
+  } else {
+    ParamCursor cursor(args.layout, index * VEC);
+#pragma unroll
+    for (int k = 0; k < VEC; ++k) {
+      result.value[k] = Op::apply(a.value[k], b.value[k], args.params(cursor.param()), args.range);
+      cursor.next();
+    }
   }
+  return result;
 }
 
-template <typename Op, int VEC>
-cudaError_t launch(const Arguments& args, cudaStream_t stream) {
+// Elements from `begin` on that fill no pack, one a thread; by the last block.
+template <typename Op>
+__device__ __forceinline__ void apply_tail(const Arguments& args, int64_t begin) {
+  const int64_t e = begin + threadIdx.x;
+  if (e >= args.layout.numel()) return;
+  const auto a = static_cast<const typename Op::In*>(args.first)[e];
+  auto b = a;
+  if constexpr (Op::kReadsSecond) b = static_cast<const typename Op::In*>(args.second)[e];
+  static_cast<typename Op::Out*>(args.out)[e] = Op::apply(a, b, args.params(args.layout.param_of(e)), args.range);
+}
+
+template <typename Op, int VEC, bool UNIFORM>
+__global__ void __launch_bounds__(kThreads, 4) elementwise_kernel(Arguments args) {
+  using InPack = Pack<typename Op::In, VEC>;
+  using OutPack = Pack<typename Op::Out, VEC>;
   const int64_t packs = args.layout.numel() / VEC;
-  const int64_t blocks = ceil_div(packs, kThreads);
-  elementwise_kernel<Op, VEC><<<blocks < kMaxBlocks ? blocks : kMaxBlocks, kThreads, 0, stream>>>(args);
-  return cudaGetLastError();
+  const int64_t begin = blockIdx.x * kPacksPerBlock + threadIdx.x;
+  InPack a[kUnroll];
+  InPack b[kUnroll];
+#pragma unroll
+  for (int u = 0; u < kUnroll; ++u) {
+    const int64_t i = begin + u * kThreads;
+    if (i >= packs) break;
+    a[u] = static_cast<const InPack*>(args.first)[i];
+    b[u] = a[u];
+    if constexpr (Op::kReadsSecond) b[u] = static_cast<const InPack*>(args.second)[i];
+  }
+#pragma unroll
+  for (int u = 0; u < kUnroll; ++u) {
+    const int64_t i = begin + u * kThreads;
+    if (i >= packs) break;
+    static_cast<OutPack*>(args.out)[i] = apply_pack<Op, VEC, UNIFORM>(args, i, a[u], b[u]);
+  }
+  if (VEC > 1 && blockIdx.x == gridDim.x - 1) apply_tail<Op>(args, packs * VEC);
 }
 
-// The widest access whose elements share a parameter and whose addresses are aligned. The tail of a tensor that is not
-// a multiple of the width makes the whole tensor take the narrower form: such tensors are small or rare.
+template <typename Op, int VEC, bool UNIFORM>
+cudaError_t launch(const Arguments& args, cudaStream_t stream) {
+  const int64_t blocks = ceil_div(args.layout.numel() / VEC, kPacksPerBlock);
+  const auto grid = static_cast<unsigned>(blocks > 0 ? blocks : 1);  // a tail alone needs a block too
+  return start_kernel(elementwise_kernel<Op, VEC, UNIFORM>, grid, kThreads, 0, stream, args);
+}
+
+// 16-byte accesses where the addresses allow it, whatever the length.
 template <typename Op>
 cudaError_t run(const void* first, const void* second, void* out, ParamLayout layout, DeviceQParams qparams,
                 QRange range, cudaStream_t stream) {
   if (layout.numel() == 0) return cudaSuccess;
-  constexpr int kWide = 16 / (sizeof(typename Op::In) > sizeof(typename Op::Out) ? sizeof(typename Op::In)
-                                                                                 : sizeof(typename Op::Out));
+  constexpr int kWide =
+      16 / (sizeof(typename Op::In) > sizeof(typename Op::Out) ? sizeof(typename Op::In) : sizeof(typename Op::Out));
   const Arguments args{first, second, out, layout, qparams, range, layout.params() == 1};
   const bool aligned = is_aligned(first, kWide * sizeof(typename Op::In)) &&
                        is_aligned(out, kWide * sizeof(typename Op::Out)) &&
                        (!Op::kReadsSecond || is_aligned(second, kWide * sizeof(typename Op::In)));
-  const int64_t uniform = layout.params() == 1 ? kWide : layout.uniform_run(kWide);
-  if (aligned && uniform == kWide && layout.numel() % kWide == 0) return launch<Op, kWide>(args, stream);
-  return launch<Op, 1>(args, stream);
+  if (!aligned) return launch<Op, 1, true>(args, stream);
+  const bool uniform = args.per_tensor || layout.uniform_run(kWide) == kWide;
+  return uniform ? launch<Op, kWide, true>(args, stream) : launch<Op, kWide, false>(args, stream);
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ cudaError_t fake_quantize(const void* x, void* y, FloatType type, ParamLayout la
 cudaError_t fake_quantize_backward(const void* grad, const void* x, void* grad_x, FloatType type, ParamLayout layout,
                                    DeviceQParams p, QRange range, cudaStream_t stream);
 
-// Bytes of scratch that learnable_backward and min_max need for this layout.
+// Bytes of scratch that learnable_backward, observe_* and observe_fake_quantize need for this layout.
 size_t reduction_scratch_bytes(ParamLayout layout);
 
 // scale_grad and zero_point_grad: layout.params() fp32 values, multiplied by grad_factor.
@@ -52,6 +52,12 @@ cudaError_t observe_min_max(const void* x, FloatType type, ParamLayout layout, O
 // Moves the running range towards x's: m += averaging_constant * (batch - m); the first batch sets it.
 cudaError_t observe_moving_average(const void* x, FloatType type, ParamLayout layout, ObserverState state,
                                    float averaging_constant, void* scratch, cudaStream_t stream);
+
+// One training step: moves the running range towards x's, writes scale and zero_point (layout.params() values each) and
+// y = fake_quantize(x) with them. y == x is not allowed.
+cudaError_t observe_fake_quantize(const void* x, void* y, FloatType type, ParamLayout layout, ObserverState state,
+                                  float averaging_constant, bool symmetric, QRange range, float* scale,
+                                  float* zero_point, void* scratch, cudaStream_t stream);
 
 // scale and zero_point (params values each) from ranges.
 cudaError_t qparams_from_min_max(const float* min_val, const float* max_val, float* scale, float* zero_point,

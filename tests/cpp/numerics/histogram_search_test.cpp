@@ -65,6 +65,16 @@ std::vector<float> relu(std::vector<float> values) {
   return values;
 }
 
+// ---- logarithm
+
+TEST(NaturalLog, IsWithinTwoUnitsInTheLastPlace) {
+  for (double x = 1e-12; x < 1e18; x *= 1.0000371) {
+    const double expected = std::log(x);
+    ASSERT_NEAR(natural_log(x), expected, 2.0 * std::abs(std::nextafter(expected, INFINITY) - expected) + 1e-16) << x;
+  }
+  EXPECT_EQ(natural_log(1.0), 0.0);
+}
+
 // ---- percentile
 
 TEST(Percentile, CutsEachTailAndAHundredKeepsAll) {
