@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/clone.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -69,6 +70,12 @@ class CudaCall {
   at::Tensor scale_;
   at::Tensor zero_point_;
 };
+
+// `dense`, or a copy in the same order where it does not begin at a multiple of 16 bytes, as a view of a larger tensor
+// may not: one pass over it costs less than kernels that read it by elements.
+inline at::Tensor to_aligned(const at::Tensor& dense) {
+  return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : dense.clone();
+}
 
 // Running range of an observation, as the kernels write it.
 inline kernels::cuda::ObserverState observer_state(const at::Tensor& min_val, const at::Tensor& max_val,

@@ -21,7 +21,7 @@ namespace torchquant::ops {
 
 // What was made, in what form: an identifier of the maker, then its parameters.
 struct WeightKey {
-  enum class Maker : int64_t { kConv = 1, kLinear, kWeightOnly, kMatmul };
+  enum class Maker : int64_t { kConv = 1, kLinear, kWeightOnly, kMatmul, kCudaConv, kCudaCodes, kCudaWeightOnly };
   Maker maker;
   std::array<int64_t, 23> parameters{};
 
@@ -45,8 +45,8 @@ class CachedWeight {
 
 namespace detail {
 using MakeCached = std::shared_ptr<const CachedWeight> (*)(void* context);
-std::shared_ptr<const CachedWeight> find_or_make(const at::Tensor& weight, const WeightKey& key, MakeCached make,
-                                                 void* context);
+TQ_API std::shared_ptr<const CachedWeight> find_or_make(const at::Tensor& weight, const WeightKey& key, MakeCached make,
+                                                        void* context);
 }  // namespace detail
 
 // What `make` made for this key at the weight's present version. `make` returns a shared_ptr<const T>, T a

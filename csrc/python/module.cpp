@@ -16,6 +16,7 @@
 #include "convert/sensitivity.h"
 #include "kernels/isa.h"
 #include "numerics/stats.h"
+#include "runtime/device.h"
 #include "runtime/load.h"
 #include "runtime/measure.h"
 #include "runtime/packed_weights.h"
@@ -42,6 +43,15 @@ std::pair<torch::jit::Module, std::string> load_with_receipt(const std::string& 
   Receipt receipt;
   torch::jit::Module module = load(path, device, &receipt);
   return {std::move(module), receipt.to_json()};
+}
+
+void check_module_runs_on(const torch::jit::Module& module, at::Device device, const std::string& receipt_json) {
+  const Receipt receipt = Receipt::from_json(receipt_json);
+  check_runs_on(module, device, &receipt);
+}
+
+std::string receipt_json_on(const std::string& receipt_json, at::Device device) {
+  return receipt_on(Receipt::from_json(receipt_json), device).to_json();
 }
 
 // What `torchquant inspect` shows besides the receipt.
@@ -213,6 +223,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("save", torch::wrap_pybind_function_no_gil(save_with_receipt), py::arg("module"), py::arg("receipt_json"),
         py::arg("path"));
   m.def("load", torch::wrap_pybind_function_no_gil(load_with_receipt), py::arg("path"), py::arg("device"));
+  m.def("check_device", torch::wrap_pybind_function_no_gil(check_device), py::arg("device"));
+  m.def("check_runs_on", torch::wrap_pybind_function_no_gil(check_module_runs_on), py::arg("module"), py::arg("device"),
+        py::arg("receipt_json"));
+  m.def("receipt_on", torch::wrap_pybind_function(receipt_json_on), py::arg("receipt_json"), py::arg("device"));
   m.def("read_manifest", torch::wrap_pybind_function(read_manifest), py::arg("path"));
   m.def("time_runs", torch::wrap_pybind_function_no_gil(time_module_runs), py::arg("module"), py::arg("inputs"),
         py::arg("warm_up_runs"), py::arg("runs"));

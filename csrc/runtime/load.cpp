@@ -6,11 +6,13 @@
 #include "c10/util/Exception.h"
 #include "ops/cuda_library.h"
 #include "runtime/check_parameters.h"
+#include "runtime/device.h"
 #include "torch/csrc/jit/serialization/import.h"
 
 namespace torchquant {
 
 torch::jit::Module load(const std::string& path, at::Device device, Receipt* receipt) {
+  check_device(device);
   const archive::VerifiedFile file = archive::open_verified(path);
   ops::load_cuda_library();  // the module may be moved to a GPU later
   // The bytes are the ones that were written, so this is an op that a newer torchquant or torch knows, a device that is
@@ -22,10 +24,14 @@ torch::jit::Module load(const std::string& path, at::Device device, Receipt* rec
                 "): ", reason.substr(start, reason.find('\n', start) - start));
   };
   try {
-    torch::jit::Module module = torch::jit::load(file.source, device, /*load_debug_files=*/false);
+    // To a GPU goes what has been checked.
+    torch::jit::Module module =
+        torch::jit::load(file.source, device.is_cuda() ? at::kCPU : device, /*load_debug_files=*/false);
     module.eval();
     check_parameters(module);
-    if (receipt != nullptr) *receipt = Receipt::from_json(file.manifest.receipt_json);
+    const Receipt stored = Receipt::from_json(file.manifest.receipt_json);
+    if (device.is_cuda()) move_to(module, device, &stored);
+    if (receipt != nullptr) *receipt = stored;
     return module;
   } catch (const c10::Error& error) {
     refuse(error.what_without_backtrace());

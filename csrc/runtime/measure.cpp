@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <numeric>
+#include <optional>
 
 #include "ATen/core/Tensor.h"
 #include "c10/core/InferenceMode.h"
@@ -22,6 +23,30 @@ void wait_for_devices(const std::vector<c10::IValue>& inputs) {
   }
 }
 
+std::optional<at::Device> device_of(const torch::jit::Module& module) {
+  for (const at::Tensor& buffer : module.buffers()) return buffer.device();
+  return std::nullopt;
+}
+
+// Ops would name their own arguments, which the caller does not know.
+void check_one_device(const torch::jit::Module& module, const std::vector<c10::IValue>& inputs) {
+  const auto found = device_of(module);
+  if (!found) return;
+  const at::Device device = *found;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!inputs[i].isTensor()) continue;
+    TORCH_CHECK_VALUE(inputs[i].toTensor().device() == device, "torchquant: the module is on ", device,
+                      " and its input ", i, " on ", inputs[i].toTensor().device(), "; move one of them");
+  }
+}
+
+c10::IValue forward(torch::jit::Module& module, const std::vector<c10::IValue>& inputs) {
+  const c10::InferenceMode guard;
+  c10::IValue output = module.forward(inputs);
+  wait_for_devices(inputs);
+  return output;
+}
+
 // Nearest rank: the smallest time that at least `percent` of the runs did not exceed.
 double percentile(const std::vector<double>& sorted, double percent) {
   const auto rank = static_cast<size_t>(std::ceil(percent / 100 * static_cast<double>(sorted.size())));
@@ -31,14 +56,13 @@ double percentile(const std::vector<double>& sorted, double percent) {
 }  // namespace
 
 c10::IValue run(torch::jit::Module& module, const std::vector<c10::IValue>& inputs) {
-  const c10::InferenceMode guard;
-  c10::IValue output = module.forward(inputs);
-  wait_for_devices(inputs);
-  return output;
+  check_one_device(module, inputs);
+  return forward(module, inputs);
 }
 
 void warm_up(torch::jit::Module& module, const std::vector<c10::IValue>& inputs, int64_t runs) {
-  for (int64_t i = 0; i < runs; ++i) run(module, inputs);
+  check_one_device(module, inputs);
+  for (int64_t i = 0; i < runs; ++i) forward(module, inputs);
 }
 
 std::vector<double> time_runs(torch::jit::Module& module, const std::vector<c10::IValue>& inputs,
@@ -48,7 +72,7 @@ std::vector<double> time_runs(torch::jit::Module& module, const std::vector<c10:
   std::vector<double> times_ms;
   for (int64_t i = 0; i < options.runs; ++i) {
     const auto start = std::chrono::steady_clock::now();
-    run(module, inputs);
+    forward(module, inputs);
     times_ms.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
   }
   return times_ms;

@@ -21,7 +21,8 @@ struct Latency {
   double p50_ms = 0, p95_ms = 0, p99_ms = 0, mean_ms = 0, min_ms = 0;
 };
 
-// forward() without autograd; waits for the device, so that the result is there on return.
+// forward() without autograd; waits for the device, so that the result is there on return. Throws c10::Error for an
+// input that is on another device than the module's buffers, as warm_up and time_runs do.
 TQ_API c10::IValue run(torch::jit::Module& module, const std::vector<c10::IValue>& inputs);
 
 TQ_API void warm_up(torch::jit::Module& module, const std::vector<c10::IValue>& inputs, int64_t runs = 10);
