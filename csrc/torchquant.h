@@ -15,6 +15,7 @@
 #include "nn/trace.h"
 #include "observers/observers.h"
 #include "ops/ops.h"
+#include "runtime/device.h"
 #include "runtime/load.h"
 #include "runtime/measure.h"
 #include "runtime/packed_weights.h"

@@ -58,6 +58,7 @@ constexpr Pass kPasses[] = {
     {"collect_fallbacks", conversion::collect_fallbacks},
     {"follow_input_device", conversion::follow_input_device},
     {"lower_attention", conversion::lower_attention},
+    {"lower_layer_norm", conversion::lower_layer_norm},
     {"merge_linears", conversion::merge_linears, /*joins_layers=*/true},
     {"form_islands", conversion::form_islands, /*joins_layers=*/true},
 };

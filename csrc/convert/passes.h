@@ -51,9 +51,12 @@ void collect_fallbacks(Conversion& conversion);
 void follow_input_device(Conversion& conversion);
 // scaled_dot_product_attention -> torchquant::attention, whose bits do not depend on the CPU.
 void lower_attention(Conversion& conversion);
+// layer_norm over the last dimension -> torchquant::layer_norm, likewise.
+void lower_layer_norm(Conversion& conversion);
 // Linear ops on one input that finish alike (query, key, value) -> one over all their rows.
 void merge_linears(Conversion& conversion);
-// Connected runs of integer ops -> one op each. After the receipt's rows are known, which it hands on.
+// Connected runs of integer ops, with the attention, layer norms and sums between them -> one op each. After the
+// receipt's rows are known, which it hands on.
 void form_islands(Conversion& conversion);
 
 }  // namespace torchquant::conversion

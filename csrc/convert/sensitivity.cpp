@@ -237,6 +237,8 @@ void SignalAndNoise::add(const c10::IValue& reference, const c10::IValue& actual
 
 double SignalAndNoise::sqnr_db() const {
   if (noise == 0) return std::numeric_limits<double>::infinity();
+  // A NaN would leave the order of a ranking to chance.
+  if (!std::isfinite(signal) || !std::isfinite(noise)) return -std::numeric_limits<double>::infinity();
   return 10 * std::log10(signal / noise);
 }
 

@@ -32,7 +32,8 @@ struct SignalAndNoise {
   // Tensors, and tuples and lists of them, of the same shapes. Tensors of integers are left out. Throws c10::Error for
   // anything else.
   TQ_API void add(const c10::IValue& reference, const c10::IValue& actual);
-  // Signal-to-quantization-noise ratio: 10 log10(signal / noise); infinite where nothing differs.
+  // Signal-to-quantization-noise ratio: 10 log10(signal / noise); infinite where nothing differs, minus infinite where
+  // a value is NaN or infinite.
   TQ_API double sqnr_db() const;
 };
 

@@ -20,8 +20,8 @@ at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at:
 
 namespace ops {
 
-at::Tensor fake_quantize_dense(const at::Tensor& dense, const CpuQParams& params, numerics::QRange range) {
-  at::Tensor output = at::empty_like(dense);
+void fake_quantize_into(const at::Tensor& output, const at::Tensor& dense, const CpuQParams& params,
+                        numerics::QRange range) {
   const auto& kernels = kernels::fake_quantize_kernels();
   const auto type = float_type(dense);
   const auto size = static_cast<int64_t>(dense.element_size());
@@ -35,7 +35,6 @@ at::Tensor fake_quantize_dense(const at::Tensor& dense, const CpuQParams& params
       [&](int64_t begin, int64_t n, kernels::QParamArrays p) {
         kernels.fake_quantize_each(x + begin * size, y + begin * size, n, type, p, range);
       });
-  return output;
 }
 
 namespace {
@@ -63,7 +62,9 @@ at::Tensor cpu(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& z
   const auto range = to_range(quant_min, quant_max);
   const at::Tensor input = to_dense(x);
   const CpuQParams params(kOp, input, scale, zero_point, granularity, range);
-  return fake_quantize_dense(input, params, range);
+  at::Tensor output = at::empty_like(input);
+  fake_quantize_into(output, input, params, range);
+  return output;
 }
 
 class Function : public torch::autograd::Function<Function> {
@@ -98,7 +99,8 @@ class Function : public torch::autograd::Function<Function> {
           fake_quantize_learnable_backward(grads[0], saved[0], saved[1], saved[2], axis, group_size, quant_min,
                                            quant_max, ctx->saved_data["grad_factor"].toDouble());
     } else {
-      result[0] = fake_quantize_backward(grads[0], saved[0], saved[1], saved[2], axis, group_size, quant_min, quant_max);
+      result[0] =
+          fake_quantize_backward(grads[0], saved[0], saved[1], saved[2], axis, group_size, quant_min, quant_max);
     }
     return result;
   }
@@ -119,15 +121,15 @@ at::Tensor autocast(const at::Tensor& x, const at::Tensor& scale, const at::Tens
                     std::optional<int64_t> axis, std::optional<int64_t> group_size, int64_t quant_min,
                     int64_t quant_max, double grad_factor) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  return fake_quantize(x, to_fp32(scale), to_fp32(zero_point), axis, group_size, quant_min, quant_max,
-                       grad_factor);
+  return fake_quantize(x, to_fp32(scale), to_fp32(zero_point), axis, group_size, quant_min, quant_max, grad_factor);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(torchquant, m) {
   m.def(
-      "fake_quantize(Tensor x, Tensor scale, Tensor zero_point, *, int? axis=None, int? group_size=None, int quant_min, "
+      "fake_quantize(Tensor x, Tensor scale, Tensor zero_point, *, int? axis=None, int? group_size=None, int "
+      "quant_min, "
       "int quant_max, float grad_factor=1.0) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }

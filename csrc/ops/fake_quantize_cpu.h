@@ -5,6 +5,8 @@
 
 namespace torchquant::ops {
 
-at::Tensor fake_quantize_dense(const at::Tensor& dense, const CpuQParams& params, numerics::QRange range);
+// Fake-quantizes a dense tensor into `output`, which has its strides.
+void fake_quantize_into(const at::Tensor& output, const at::Tensor& dense, const CpuQParams& params,
+                        numerics::QRange range);
 
 }  // namespace torchquant::ops

@@ -3,12 +3,17 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include <atomic>
+
 #include "numerics/qparams.h"
 #include "ops/checks.h"
 #include "ops/dispatch.h"
 #include "ops/fake_quantize_cpu.h"
 #include "ops/min_max.h"
+#include "ops/observer_state.h"
 #include "ops/ops.h"
+#include "ops/recycled_memory.h"
+#include "ops/straight_through.h"
 
 namespace torchquant {
 
@@ -40,8 +45,8 @@ void check_state(const at::Tensor& x, const char* argument, const at::Tensor& te
                  const c10::SymInt& count) {
   check_dtype(kOp, argument, tensor, dtype);
   check_same_device(kOp, argument, tensor, x);
-  TORCH_SYM_CHECK(tensor.sym_numel().sym_eq(count), kOp, ": ", argument, " must have ", count, " element(s), got shape ",
-                  tensor.sym_sizes());
+  TORCH_SYM_CHECK(tensor.sym_numel().sym_eq(count), kOp, ": ", argument, " must have ", count,
+                  " element(s), got shape ", tensor.sym_sizes());
   TORCH_CHECK(tensor.is_contiguous(), kOp, ": ", argument, " must be contiguous, got strides ", tensor.sym_strides());
 }
 
@@ -50,8 +55,7 @@ void check(const at::Tensor& x, const State& state, double averaging_constant, c
   check_float(kOp, "x", x);
   check_range(kOp, quant_min, quant_max);
   check_granularity(kOp, x, granularity);
-  TORCH_CHECK(averaging_constant > 0.0 && averaging_constant <= 1.0, kOp,
-              ": averaging_constant must be greater than 0 and at most 1, got ", averaging_constant);
+  check_averaging_constant(kOp, averaging_constant);
   const c10::SymInt count = granularity.axis ? x.sym_size(*granularity.axis) : c10::SymInt(1);
   check_state(x, "min_val", state.min_val, at::kFloat, count);
   check_state(x, "max_val", state.max_val, at::kFloat, count);
@@ -69,22 +73,52 @@ at::Tensor meta(const at::Tensor& x, const at::Tensor& min_val, const at::Tensor
   return at::empty_like(x);
 }
 
-void update_state(const ObservedRanges& observed, const State& state, float averaging_constant, bool symmetric,
-                  numerics::QRange range) {
-  auto* min_val = state.min_val.mutable_data_ptr<float>();
-  auto* max_val = state.max_val.mutable_data_ptr<float>();
-  auto* scale = state.scale.mutable_data_ptr<float>();
-  auto* zero_point = state.zero_point.mutable_data_ptr<float>();
-  for (size_t i = 0; i < observed.ranges.size(); ++i) {
-    const numerics::Range seen =
-        numerics::moving_average({min_val[i], max_val[i]}, observed.ranges[i], averaging_constant);
-    const auto chosen = numerics::choose_qparams(seen.min_val, seen.max_val, symmetric, range);
-    min_val[i] = seen.min_val;
-    max_val[i] = seen.max_val;
-    scale[i] = chosen.scale;
-    zero_point[i] = chosen.zero_point;
-  }
-  *state.nonfinite_count.mutable_data_ptr<int64_t>() += observed.nonfinite;
+// Moves one channel's range and parameters; whether the values that were seen all lie inside what they can hold.
+bool update_channel(int64_t channel, numerics::Range seen, const State& state, float averaging_constant, bool symmetric,
+                    numerics::QRange range) {
+  float& min_val = state.min_val.mutable_data_ptr<float>()[channel];
+  float& max_val = state.max_val.mutable_data_ptr<float>()[channel];
+  const numerics::Range running = numerics::moving_average({min_val, max_val}, seen, averaging_constant);
+  const auto chosen = numerics::choose_qparams(running.min_val, running.max_val, symmetric, range);
+  min_val = running.min_val;
+  max_val = running.max_val;
+  state.scale.mutable_data_ptr<float>()[channel] = chosen.scale;
+  state.zero_point.mutable_data_ptr<float>()[channel] = chosen.zero_point;
+  return nothing_clipped(seen, numerics::make_qparams(chosen.scale, chosen.zero_point, range), range);
+}
+
+// Whether each channel is one run that the cache holds, as in a weight.
+bool channels_fit_the_cache(const Pieces& pieces) {
+  return !pieces.rows && pieces.params > 1 && pieces.count() == pieces.params && pieces.length <= kReductionTask;
+}
+
+// Channel by channel: the second pass finds it in the cache.
+at::Tensor observe_and_quantize_channels(const at::Tensor& dense, const Pieces& pieces, const State& state,
+                                         float averaging_constant, bool symmetric, numerics::QRange range) {
+  at::Tensor output = empty_like_recycled(dense);
+  const auto& kernels = kernels::fake_quantize_kernels();
+  const auto type = float_type(dense);
+  const int64_t bytes = pieces.length * static_cast<int64_t>(dense.element_size());
+  const auto* x = static_cast<const std::byte*>(dense.const_data_ptr());
+  auto* y = static_cast<std::byte*>(output.mutable_data_ptr());
+  std::atomic<int64_t> nonfinite{0};
+  std::atomic<bool> clipped{false};
+  at::parallel_for(0, pieces.params, std::max<int64_t>(1, kGrainElements / pieces.length),
+                   [&](int64_t first, int64_t last) {
+                     for (int64_t i = first; i < last; ++i) {
+                       const kernels::MinMax seen = kernels.min_max_run(x + i * bytes, pieces.length, type);
+                       const bool inside =
+                           update_channel(i, {seen.min_val, seen.max_val}, state, averaging_constant, symmetric, range);
+                       const auto params = numerics::make_qparams(state.scale.const_data_ptr<float>()[i],
+                                                                  state.zero_point.const_data_ptr<float>()[i], range);
+                       kernels.fake_quantize_run(x + i * bytes, y + i * bytes, pieces.length, type, params, range);
+                       if (seen.nonfinite != 0) nonfinite += seen.nonfinite;
+                       if (!inside) clipped = true;
+                     }
+                   });
+  *state.nonfinite_count.mutable_data_ptr<int64_t>() += nonfinite;
+  StraightThrough::tell(nonfinite == 0 && !clipped);
+  return output;
 }
 
 at::Tensor cpu(const at::Tensor& x, const at::Tensor& min_val, const at::Tensor& max_val,
@@ -95,51 +129,41 @@ at::Tensor cpu(const at::Tensor& x, const at::Tensor& min_val, const at::Tensor&
   const State state{min_val, max_val, nonfinite_count, scale, zero_point};
   check(x, state, averaging_constant, granularity, quant_min, quant_max);
   const auto range = to_range(quant_min, quant_max);
+  const auto constant = static_cast<float>(averaging_constant);
   const at::Tensor input = to_dense(x);
-  update_state(observe_ranges(input, granularity), state, static_cast<float>(averaging_constant), symmetric, range);
-  return fake_quantize_dense(input, CpuQParams(kOp, input, scale, zero_point, granularity, range), range);
+  const Pieces pieces = cut_into_pieces(param_layout(input, granularity));
+  if (channels_fit_the_cache(pieces)) {
+    return observe_and_quantize_channels(input, pieces, state, constant, symmetric, range);
+  }
+  const ObservedRanges observed = observe_ranges(input, granularity);
+  bool inside = observed.nonfinite == 0;
+  for (size_t i = 0; i < observed.ranges.size(); ++i) {
+    inside &= update_channel(static_cast<int64_t>(i), observed.ranges[i], state, constant, symmetric, range);
+  }
+  *nonfinite_count.mutable_data_ptr<int64_t>() += observed.nonfinite;
+  StraightThrough::tell(inside);
+  at::Tensor output = empty_like_recycled(input);
+  fake_quantize_into(output, input, CpuQParams(kOp, input, scale, zero_point, granularity, range), range);
+  return output;
 }
-
-class Function : public torch::autograd::Function<Function> {
- public:
-  static constexpr bool is_traceable = true;  // by compiled autograd
-
-  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const State& state,
-                            double averaging_constant, std::optional<int64_t> axis, bool symmetric, int64_t quant_min,
-                            int64_t quant_max) {
-    at::AutoDispatchBelowAutograd below_autograd;  // not below ADInplaceOrView, which counts the mutations
-    at::Tensor output =
-        fused_observe_fake_quantize(x, state.min_val, state.max_val, state.nonfinite_count, state.scale,
-                                    state.zero_point, averaging_constant, axis, symmetric, quant_min, quant_max);
-    // Copies: the next forward overwrites these parameters, and it may run before this backward (a module used twice).
-    ctx->save_for_backward({x, state.scale.clone(), state.zero_point.clone()});
-    ctx->saved_data["axis"] = axis;
-    ctx->saved_data["quant_min"] = quant_min;
-    ctx->saved_data["quant_max"] = quant_max;
-    return output;
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 const torch::autograd::variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    torch::autograd::variable_list result(7);
-    result[0] = fake_quantize_backward(grads[0], saved[0], saved[1], saved[2],
-                                       ctx->saved_data["axis"].toOptional<int64_t>(), std::nullopt,
-                                       ctx->saved_data["quant_min"].toInt(), ctx->saved_data["quant_max"].toInt());
-    return result;
-  }
-};
 
 at::Tensor autograd(const at::Tensor& x, const at::Tensor& min_val, const at::Tensor& max_val,
                     const at::Tensor& nonfinite_count, const at::Tensor& scale, const at::Tensor& zero_point,
                     double averaging_constant, std::optional<int64_t> axis, bool symmetric, int64_t quant_min,
                     int64_t quant_max) {
-  TORCH_CHECK(!scale.requires_grad() && !zero_point.requires_grad(), kOp,
-              ": scale and zero_point must not require a gradient, because the op overwrites them; use fake_quantize to "
-              "learn them");
+  TORCH_CHECK(
+      !scale.requires_grad() && !zero_point.requires_grad(), kOp,
+      ": scale and zero_point must not require a gradient, because the op overwrites them; use fake_quantize to "
+      "learn them");
   if (needs_node(x)) {
-    return Function::apply(x, State{min_val, max_val, nonfinite_count, scale, zero_point}, averaging_constant, axis,
-                           symmetric, quant_min, quant_max);
+    return StraightThrough::apply(x, StraightThrough::Codes{axis, quant_min, quant_max}, [&] {
+      at::AutoDispatchBelowAutograd below_autograd;  // not below ADInplaceOrView, which counts the mutations
+      at::Tensor output = fused_observe_fake_quantize(x, min_val, max_val, nonfinite_count, scale, zero_point,
+                                                      averaging_constant, axis, symmetric, quant_min, quant_max);
+      // Copies: the next forward overwrites these parameters, and it may run before this backward (a module used
+      // twice).
+      return StraightThrough::Forward{output, scale.clone(), zero_point.clone()};
+    });
   }
   at::AutoDispatchBelowAutograd below_autograd;
   return fused_observe_fake_quantize(x, min_val, max_val, nonfinite_count, scale, zero_point, averaging_constant, axis,
@@ -150,9 +174,9 @@ at::Tensor count_mutations(const at::Tensor& x, const at::Tensor& min_val, const
                            const at::Tensor& nonfinite_count, const at::Tensor& scale, const at::Tensor& zero_point,
                            double averaging_constant, std::optional<int64_t> axis, bool symmetric, int64_t quant_min,
                            int64_t quant_max) {
-  at::Tensor output = NoGradient<fused_observe_fake_quantize>::call(x, min_val, max_val, nonfinite_count, scale,
-                                                                    zero_point, averaging_constant, axis, symmetric,
-                                                                    quant_min, quant_max);
+  at::Tensor output =
+      NoGradient<fused_observe_fake_quantize>::call(x, min_val, max_val, nonfinite_count, scale, zero_point,
+                                                    averaging_constant, axis, symmetric, quant_min, quant_max);
   bump_versions({min_val, max_val, nonfinite_count, scale, zero_point});
   return output;
 }

@@ -111,6 +111,16 @@ std::shared_ptr<const PlannedConv> packed_conv(const at::Tensor& weight, const C
   return cached_weight(weight, conv_key(spec, bits, quant_min), [&] { return pack(weight, spec, bits, quant_min); });
 }
 
+ConvSpec conv_spec(int64_t in_channels, int64_t out_channels, const ConvParams& p) {
+  const auto axis = [&](size_t i) {
+    return kernels::ConvAxisSpec{p.kernel_size[i], p.stride[i], p.padding[i], p.dilation[i], p.output_padding[i]};
+  };
+  ConvSpec spec{in_channels, out_channels, p.groups, p.transposed};
+  if (p.kernel_size.size() == 2) spec.height = axis(0);
+  spec.width = axis(p.kernel_size.size() - 1);
+  return spec;
+}
+
 int plan_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
 void run_plan(const kernels::ConvPlan& plan, const kernels::ConvOperands& operands) {

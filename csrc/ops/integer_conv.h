@@ -48,6 +48,19 @@ class PlannedConv final : public CachedWeight {
 std::shared_ptr<const PlannedConv> packed_conv(const at::Tensor& weight, const kernels::ConvSpec& spec, int64_t bits,
                                                int64_t quant_min);
 
+// The arguments of quantized_conv that say which inputs an output reads; one or two spatial dimensions.
+struct ConvParams {
+  at::IntArrayRef kernel_size;
+  at::IntArrayRef stride;
+  at::IntArrayRef padding;
+  at::IntArrayRef dilation;
+  int64_t groups;
+  bool transposed;
+  at::IntArrayRef output_padding;
+};
+// A missing height is one row that the kernel covers exactly.
+TQ_API kernels::ConvSpec conv_spec(int64_t in_channels, int64_t out_channels, const ConvParams& p);
+
 // Threads that a plan made here should count on: 1 inside a parallel region.
 int plan_threads();
 

@@ -46,8 +46,7 @@ using MergeOp = InPlaceOp<merge_moving_average, 0, 1, 2>;
 void check_average(const at::Tensor& x, const at::Tensor& min_val, const at::Tensor& max_val,
                    const at::Tensor& nonfinite_count, const Granularity& granularity, double averaging_constant) {
   check_range_state(kAverageOp, x, min_val, max_val, nonfinite_count, granularity);
-  TORCH_CHECK(averaging_constant > 0.0 && averaging_constant <= 1.0, kAverageOp,
-              ": averaging_constant must be greater than 0 and at most 1, got ", averaging_constant);
+  check_averaging_constant(kAverageOp, averaging_constant);
 }
 
 // Replaces every running range by update(running, x's).

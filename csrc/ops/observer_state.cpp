@@ -29,6 +29,11 @@ void check_range_state(const char* op, const at::Tensor& x, const at::Tensor& mi
   check_state_tensor(op, "nonfinite_count", nonfinite_count, at::kLong, {1}, x);
 }
 
+void check_averaging_constant(const char* op, double averaging_constant) {
+  TORCH_CHECK(averaging_constant > 0.0 && averaging_constant <= 1.0, op,
+              ": averaging_constant must be greater than 0 and at most 1, got ", averaging_constant);
+}
+
 void check_histogram_state(const char* op, const at::Tensor& histogram, const at::Tensor& min_val,
                            const at::Tensor& max_val) {
   TORCH_CHECK(min_val.dim() == 1, op, ": min_val must have one dimension, got shape ", min_val.sym_sizes());

@@ -16,6 +16,9 @@ TQ_API void check_state_tensor(const char* op, const char* argument, const at::T
 TQ_API void check_range_state(const char* op, const at::Tensor& x, const at::Tensor& min_val, const at::Tensor& max_val,
                               const at::Tensor& nonfinite_count, const Granularity& granularity);
 
+// Weight of the newest batch: greater than 0, at most 1.
+TQ_API void check_averaging_constant(const char* op, double averaging_constant);
+
 // histogram is int64 with bins along its last axis, one row for each element of min_val and max_val.
 TQ_API void check_histogram_state(const char* op, const at::Tensor& histogram, const at::Tensor& min_val,
                                   const at::Tensor& max_val);

@@ -74,6 +74,13 @@ TQ_API at::Tensor fused_observe_fake_quantize(const at::Tensor& x, const at::Ten
                                               std::optional<int64_t> axis, bool symmetric, int64_t quant_min,
                                               int64_t quant_max);
 
+// fake_quantize with one scale for the tensor that is given, and observe_moving_average, in one pass over x: a step of
+// several processes, whose ranges are merged after the forward. Straight-through gradient.
+TQ_API at::Tensor fake_quantize_and_observe(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
+                                            const at::Tensor& min_val, const at::Tensor& max_val,
+                                            const at::Tensor& nonfinite_count, double averaging_constant,
+                                            int64_t quant_min, int64_t quant_max);
+
 // fake_quantize of x + noise * scale, for training; `noise` is float32 of x's shape, uniform in [-1/2, 1/2). Rounded,
 // it is stochastic rounding: the expectation inside the range is x. Not rounded, it is pseudo-quantization noise
 // clamped to the range. The gradient of x passes straight through inside the range; scale and zero_point have none.

@@ -1,6 +1,6 @@
 // Scale and zero point from a histogram: qparams_from_histogram_percentile, _mse and _entropy. The searches of
-// numerics/histogram_search.h run on the CPU for every device: they end a calibration, they are no part of a training
-// step.
+// numerics/histogram_search.h run here on the CPU, for every device but CUDA, which has its own
+// (qparams_from_histogram_cuda.cpp).
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>

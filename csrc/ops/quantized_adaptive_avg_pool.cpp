@@ -20,11 +20,11 @@ at::Tensor quantized_adaptive_avg_pool(const at::Tensor& x, at::IntArrayRef outp
   }
   const auto output = avg_pool_output(kOp, x, x_zero_point, multiplier, output_zero_point, output_quant_min,
                                       output_quant_max, output_dtype);
-  if (x.is_meta()) return empty_channels_last(sizes, x.options().dtype(output_dtype));
+  if (!x.is_cpu()) return empty_channels_last(sizes, x.options().dtype(output_dtype));
 
   const bool has_height = x.dim() == 4;
-  return run_avg_pool(kOp, x, adaptive_windows(has_height ? x.size(2) : 1, has_height ? output_size[0] : 1),
-                      adaptive_windows(x.size(-1), output_size.back()), sizes, /*divisor=*/0, x_zero_point, multiplier,
+  return run_avg_pool(kOp, x, adaptive_axis(has_height ? x.size(2) : 1, has_height ? output_size[0] : 1),
+                      adaptive_axis(x.size(-1), output_size.back()), sizes, /*divisor=*/0, x_zero_point, multiplier,
                       output, output_dtype);
 }
 

@@ -19,13 +19,13 @@ at::Tensor quantized_avg_pool(const at::Tensor& x, at::IntArrayRef kernel_size, 
   const auto output = avg_pool_output(kOp, x, x_zero_point, multiplier, output_zero_point, output_quant_min,
                                       output_quant_max, output_dtype);
   const auto sizes = pool_output_sizes(kOp, x, p);
-  if (x.is_meta()) return empty_channels_last(sizes, x.options().dtype(output_dtype));
+  if (!x.is_cpu()) return empty_channels_last(sizes, x.options().dtype(output_dtype));
 
   const int64_t in_height = x.dim() == 3 ? 1 : x.size(2);
   const int64_t out_height = x.dim() == 3 ? 1 : sizes[2].expect_int();
   const int64_t out_width = sizes.back().expect_int();
-  return run_avg_pool(kOp, x, pool_windows(in_height, out_height, p, /*height=*/true, count_include_pad),
-                      pool_windows(x.size(-1), out_width, p, /*height=*/false, count_include_pad), sizes,
+  return run_avg_pool(kOp, x, pool_axis(in_height, out_height, p, /*height=*/true, count_include_pad),
+                      pool_axis(x.size(-1), out_width, p, /*height=*/false, count_include_pad), sizes,
                       divisor_override.value_or(0), x_zero_point, multiplier, output, output_dtype);
 }
 

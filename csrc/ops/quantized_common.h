@@ -26,7 +26,8 @@ inline constexpr const char* kOutputSchema =
 // Stands before kOutputSchema in ops that can add a residual branch.
 inline constexpr const char* kResidualSchema = "float residual_multiplier=1.0, int residual_zero_point=0, ";
 
-// Declares an op. The same function then serves CPU and Meta: it returns after its checks where x holds no data.
+// Declares an op. The same function then serves CPU and Meta: it returns after its checks and with an empty output
+// unless x is on the CPU. The CUDA half calls it so too (check_and_allocate in ops/cuda_call.h).
 inline void define(torch::Library& library, const std::string& schema) {
   library.def(schema.c_str(), {at::Tag::pt2_compliant_tag});
 }
@@ -43,17 +44,17 @@ struct OutputArgs {
 
 // "none", "relu", "relu6", "hardtanh", ... -> kernel form. The three clamps take [lo, hi] divided by the output scale;
 // the others take no arguments.
-kernels::ActivationSpec activation_spec(const char* op, std::string_view activation,
-                                        at::ArrayRef<double> activation_args, double output_scale);
+TQ_API kernels::ActivationSpec activation_spec(const char* op, std::string_view activation,
+                                               at::ArrayRef<double> activation_args, double output_scale);
 
 std::string activation_names();  // all of them, for messages
 
 // Checks the output arguments and turns them into the kernel's form. A half output is computed in fp32 and converted.
-kernels::OutputSpec output_spec(const char* op, const OutputArgs& args);
+TQ_API kernels::OutputSpec output_spec(const char* op, const OutputArgs& args);
 
 bool is_code_type(at::ScalarType type);  // uint8 or int8
-kernels::ElementType element_type(at::ScalarType type);
-at::ScalarType compute_dtype(at::ScalarType output_dtype);  // what the kernel stores: fp32 for bf16 and fp16
+TQ_API kernels::ElementType element_type(at::ScalarType type);
+TQ_API at::ScalarType compute_dtype(at::ScalarType output_dtype);  // what the kernel stores: fp32 for bf16 and fp16
 
 void check_codes(const char* op, const char* name, const at::Tensor& x);
 void check_output_dtype(const char* op, at::ScalarType type);
@@ -88,23 +89,23 @@ at::Tensor int8_weight(const at::Tensor& weight, int64_t rows, int64_t columns, 
 // NHWC: an empty [N, C, L] or [N, C, H, W] whose channels are innermost in memory, and a copy of x in that layout where
 // x has another one. The pointer of either is a dense [N, (H,) W, C].
 at::Tensor empty_channels_last(c10::SymIntArrayRef sizes, const at::TensorOptions& options);
-at::Tensor to_channels_last(const at::Tensor& x);
+TQ_API at::Tensor to_channels_last(const at::Tensor& x);
 // The dense layout that either has; a tensor of three dimensions is an image of one row.
-kernels::ImageLayout image_layout(const at::Tensor& x);
+TQ_API kernels::ImageLayout image_layout(const at::Tensor& x);
 
 // The output of an elementwise op: laid out like the first operand that has its shape and is dense, else contiguous.
 at::Tensor empty_elementwise(c10::SymIntArrayRef sizes, const at::Tensor& a, const at::Tensor& b, at::ScalarType dtype);
 // x broadcast to out's shape with out's strides, so that both can be walked as one dense run.
-at::Tensor match_layout(const at::Tensor& x, const at::Tensor& out);
+TQ_API at::Tensor match_layout(const at::Tensor& x, const at::Tensor& out);
 
 // The residual's parameters; `data` is left to the caller, who knows the layout. Its shape must be the output's: a
 // fused residual does not broadcast.
-kernels::Residual residual_spec(const char* op, const std::optional<at::Tensor>& residual, const at::Tensor& x,
-                                c10::SymIntArrayRef sizes, double multiplier, int64_t zero_point);
-kernels::Operand operand(const at::Tensor& dense, int64_t zero_point);
+TQ_API kernels::Residual residual_spec(const char* op, const std::optional<at::Tensor>& residual, const at::Tensor& x,
+                                       c10::SymIntArrayRef sizes, double multiplier, int64_t zero_point);
+TQ_API kernels::Operand operand(const at::Tensor& dense, int64_t zero_point);
 
 // An optional per-channel tensor as dense fp32, undefined where there is none, and its data, null where undefined.
-at::Tensor float_or_undefined(const std::optional<at::Tensor>& tensor);
+TQ_API at::Tensor float_or_undefined(const std::optional<at::Tensor>& tensor);
 const float* float_data_or_null(const at::Tensor& tensor);
 
 // Items of `cost` operations each that are worth a thread of their own.

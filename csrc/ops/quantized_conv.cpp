@@ -10,16 +10,6 @@ namespace {
 
 constexpr const char* kOp = "quantized_conv";
 
-struct ConvParams {
-  at::IntArrayRef kernel_size;
-  at::IntArrayRef stride;
-  at::IntArrayRef padding;
-  at::IntArrayRef dilation;
-  int64_t groups;
-  bool transposed;
-  at::IntArrayRef output_padding;
-};
-
 void check_list(const char* name, at::IntArrayRef values, size_t length, int64_t at_least) {
   TORCH_CHECK(values.size() == length, kOp, ": ", name, " must have ", length,
               " values, one per entry of kernel_size, got ", values);
@@ -39,8 +29,7 @@ void check_params(const at::Tensor& x, const ConvParams& p) {
   TORCH_CHECK(x.dim() == static_cast<int64_t>(length) + 2, kOp, ": x must have ", length + 2,
               " dimensions (batch, channels, ", length == 1 ? "length" : "height, width", "), got shape ",
               x.sym_sizes());
-  TORCH_CHECK(p.groups >= 1 && x.sym_size(1) % p.groups == 0, kOp, ": groups must be at least 1 and divide the ",
-              x.sym_size(1), " channels of x, got ", p.groups);
+  TORCH_CHECK(p.groups >= 1, kOp, ": groups must be at least 1, got ", p.groups);
   for (size_t i = 0; i < length; ++i) {
     const bool allowed =
         p.transposed ? p.output_padding[i] < std::max(p.stride[i], p.dilation[i]) : p.output_padding[i] == 0;
@@ -55,12 +44,29 @@ c10::SymInt kernel_elements(const ConvParams& p) {
   return product;
 }
 
+// Whoever runs a model on images of another kind ends here: the weight fits but for the channels of x, so x is wrong.
+void check_channels(const at::Tensor& x, const at::Tensor& weight, const c10::SymInt& out_channels,
+                    const ConvParams& p) {
+  const c10::SymIntArrayRef sizes = weight.sym_sizes();
+  if (sizes.size() != p.kernel_size.size() + 2) return;
+  const bool fits = p.transposed ? sizes[1] * p.groups == out_channels : sizes[0] == out_channels;
+  if (!fits || !std::equal(p.kernel_size.begin(), p.kernel_size.end(), sizes.begin() + 2)) return;
+  const c10::SymInt channels = p.transposed ? sizes[0] : sizes[1] * p.groups;
+  TORCH_CHECK(x.sym_size(1) == channels, kOp, ": x must have ", channels, " channels (its second dimension) for ",
+              p.transposed ? "transposed " : "", "weight of shape ", sizes, " and groups ", p.groups,
+              ", got x of shape ", x.sym_sizes());
+}
+
 // [O, I/g, *k], transposed [I, O/g, *k]; packed 4-bit: the same with everything after the first dimension flattened.
-void check_weight(const at::Tensor& weight, const c10::SymInt& in_channels, const c10::SymInt& out_channels,
-                  const ConvParams& p, int64_t bits, int64_t quant_min) {
+void check_weight(const at::Tensor& x, const at::Tensor& weight, const c10::SymInt& out_channels, const ConvParams& p,
+                  int64_t bits, int64_t quant_min) {
   check_weight_bits(kOp, weight, bits, quant_min);
   TORCH_CHECK(out_channels % p.groups == 0, kOp, ": groups must divide the ", out_channels,
               " output channels (the length of multiplier), got ", p.groups);
+  if (bits == 8) check_channels(x, weight, out_channels, p);
+  const c10::SymInt in_channels = x.sym_size(1);
+  TORCH_CHECK(in_channels % p.groups == 0, kOp, ": groups must divide the ", in_channels, " channels of x, got ",
+              p.groups);
   const c10::SymInt rows = p.transposed ? in_channels : out_channels;
   const c10::SymInt columns = (p.transposed ? out_channels : in_channels) / p.groups;
   if (bits == 4) {
@@ -92,21 +98,6 @@ std::vector<c10::SymInt> output_sizes(const at::Tensor& x, const c10::SymInt& ou
   return sizes;
 }
 
-// A missing height is one row that the kernel covers exactly.
-kernels::ConvSpec conv_spec(const at::Tensor& x, int64_t out_channels, const ConvParams& p) {
-  const auto axis = [&](size_t i) {
-    return kernels::ConvAxisSpec{p.kernel_size[i], p.stride[i], p.padding[i], p.dilation[i], p.output_padding[i]};
-  };
-  kernels::ConvSpec spec{x.size(1), out_channels, p.groups, p.transposed};
-  if (p.kernel_size.size() == 2) spec.height = axis(0);
-  spec.width = axis(p.kernel_size.size() - 1);
-  return spec;
-}
-
-kernels::ImageLayout dense_layout(const at::Tensor& nhwc) {
-  return kernels::dense_image(nhwc.dim() == 4 ? nhwc.size(2) : 1, nhwc.size(-1), nhwc.size(1));
-}
-
 at::Tensor quantized_conv(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& multiplier,
                           const at::Tensor& bias, const std::optional<at::Tensor>& residual,
                           at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
@@ -122,7 +113,7 @@ at::Tensor quantized_conv(const at::Tensor& x, const at::Tensor& weight, const a
   const c10::SymInt out_channels = multiplier.sym_numel();
   check_per_channel(kOp, "multiplier", multiplier, out_channels);
   check_per_channel(kOp, "bias", bias, out_channels);
-  check_weight(weight, x.sym_size(1), out_channels, p, weight_bits, weight_quant_min);
+  check_weight(x, weight, out_channels, p, weight_bits, weight_quant_min);
   check_depth(kOp, x.sym_size(1) / groups * kernel_elements(p), weight_quant_min);
   for (const auto& [name, tensor] : {std::pair{"weight", &weight}, {"multiplier", &multiplier}, {"bias", &bias}}) {
     check_same_device(kOp, name, *tensor, x);
@@ -132,7 +123,7 @@ at::Tensor quantized_conv(const at::Tensor& x, const at::Tensor& weight, const a
   const auto sizes = output_sizes(x, out_channels, p);
   auto fused_residual = residual_spec(kOp, residual, x, sizes, residual_multiplier, residual_zero_point);
 
-  if (x.is_meta()) return empty_channels_last(sizes, x.options().dtype(output_dtype));
+  if (!x.is_cpu()) return empty_channels_last(sizes, x.options().dtype(output_dtype));  // Meta, which CUDA calls too
   const at::Tensor out = empty_channels_last(sizes, x.options().dtype(compute_dtype(output_dtype)));
   if (out.numel() == 0) return out.to(output_dtype);
 
@@ -141,18 +132,18 @@ at::Tensor quantized_conv(const at::Tensor& x, const at::Tensor& weight, const a
   const at::Tensor dense_bias = bias.contiguous();
   at::Tensor dense_residual;
   if (residual.has_value()) dense_residual = to_channels_last(*residual);
-  const kernels::ImageLayout image = dense_layout(x);
+  const kernels::ImageLayout image = image_layout(x);
   kernels::ConvProblem problem{
       x.size(0),
       image,
-      dense_layout(out),
+      image_layout(out),
       std::nullopt,
       element_type(x.scalar_type()),
       static_cast<int32_t>(x_zero_point),
       {dense_multiplier.const_data_ptr<float>(), dense_bias.const_data_ptr<float>(), fused_residual, output},
       plan_threads()};
   if (residual.has_value()) problem.residual = problem.out;
-  const auto packed = packed_conv(weight, conv_spec(x, out.size(1), p), weight_bits, weight_quant_min);
+  const auto packed = packed_conv(weight, conv_spec(x.size(1), out.size(1), p), weight_bits, weight_quant_min);
   const auto plan = plan_bordered(*packed, problem, out.size(1), [&] {
     check_values(kOp, "multiplier", multiplier, /*positive=*/false);
     check_values(kOp, "bias", bias, /*positive=*/false);

@@ -37,7 +37,7 @@ at::Tensor quantized_embedding(const at::Tensor& indices, const at::Tensor& weig
 
   std::vector<c10::SymInt> sizes = indices.sym_sizes().vec();
   sizes.emplace_back(embedding_dim);
-  if (weight.is_meta()) return at::empty_symint(sizes, weight.options().dtype(output_dtype));
+  if (!weight.is_cpu()) return at::empty_symint(sizes, weight.options().dtype(output_dtype));
   check_values(kOp, "weight_scale", weight_scale, /*positive=*/true);
   const at::Tensor dense_indices = indices.to(at::kLong).contiguous();
   check_indices(dense_indices, weight.size(0));

@@ -13,7 +13,7 @@ namespace {
 
 std::vector<at::Tensor> interpreted(at::TensorList inputs, c10::SymIntArrayRef sizes, at::TensorList constants,
                                     std::string_view program) {
-  return island::interpret(island::Program::parse(program), {inputs, sizes, constants});
+  return island::interpret(*island::find_program(program), {inputs, sizes, constants});
 }
 
 std::vector<at::Tensor> cpu(at::TensorList inputs, c10::SymIntArrayRef sizes, at::TensorList constants,

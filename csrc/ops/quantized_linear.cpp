@@ -28,7 +28,7 @@ at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const
                                         output_quant_max, output_dtype});
   auto fused_residual = residual_spec(kOp, residual, x, sizes, residual_multiplier, residual_zero_point);
 
-  if (x.is_meta()) return at::empty_symint(sizes, x.options().dtype(output_dtype));
+  if (!x.is_cpu()) return at::empty_symint(sizes, x.options().dtype(output_dtype));  // Meta, which CUDA calls too
   const at::Tensor out = at::empty_symint(sizes, x.options().dtype(compute_dtype(output_dtype)));
   if (out.numel() == 0) return out.to(output_dtype);
 

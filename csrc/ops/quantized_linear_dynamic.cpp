@@ -3,8 +3,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
-#include <algorithm>
-
 #include "kernels/quantize_rows.h"
 #include "ops/integer_conv.h"
 #include "ops/quantized_common.h"
@@ -14,16 +12,20 @@ namespace {
 
 constexpr const char* kOp = "quantized_linear_dynamic";
 
-// Codes of every row, followed by readable zeros, and their scales.
+// Bytes from one row of codes to the next: an odd number of cache lines. A tile reads many rows side by side, and rows
+// that lie a large power of two apart push each other out of L1.
+int64_t codes_pitch(int64_t depth) { return ((depth + 63) / 64 | 1) * 64; }
+
+// Codes of every row and their scales.
 void quantize_rows(const at::Tensor& x, int64_t rows, int64_t depth, const at::Tensor& codes,
                    const at::Tensor& row_scale) {
   const kernels::QuantizeRow quantize = kernels::quantize_row(kernels::selected_isa());
   const float* data = x.const_data_ptr<float>();
   uint8_t* target = codes.mutable_data_ptr<uint8_t>();
   float* scales = row_scale.mutable_data_ptr<float>();
-  std::fill(target + rows * depth, target + codes.numel(), uint8_t{0});
-  parallel_range(rows, depth / 8, [&](kernels::IndexRange range) {
-    for (int64_t r = range.begin; r < range.end; ++r) scales[r] = quantize(data + r * depth, depth, target + r * depth);
+  const int64_t pitch = codes_pitch(depth);
+  parallel_range(rows, depth / 4, [&](kernels::IndexRange range) {
+    for (int64_t r = range.begin; r < range.end; ++r) scales[r] = quantize(data + r * depth, depth, target + r * pitch);
   });
 }
 
@@ -42,7 +44,7 @@ at::Tensor quantized_linear_dynamic(const at::Tensor& x, const at::Tensor& weigh
   }
   const auto fused_activation = activation_spec(kOp, activation, activation_args, 1.0);
 
-  if (x.is_meta()) return at::empty_symint(sizes, x.options());
+  if (!x.is_cpu()) return at::empty_symint(sizes, x.options());  // Meta, which the CUDA kernel calls too
   const at::Tensor out = at::empty_symint(sizes, x.options().dtype(at::kFloat));
   if (out.numel() == 0) return out.to(x.scalar_type());
 
@@ -54,7 +56,7 @@ at::Tensor quantized_linear_dynamic(const at::Tensor& x, const at::Tensor& weigh
   const at::Tensor dense_bias =
       bias.has_value() ? float_or_undefined(bias) : at::zeros({channels}, dense_scale.options());
   const kernels::ConvProblem problem{1,
-                                     kernels::dense_image(1, rows, depth),
+                                     kernels::dense_image(1, rows, codes_pitch(depth)),
                                      kernels::dense_image(1, rows, channels),
                                      std::nullopt,
                                      kernels::ElementType::kUInt8,
@@ -67,7 +69,8 @@ at::Tensor quantized_linear_dynamic(const at::Tensor& x, const at::Tensor& weigh
   const auto packed = packed_conv(weight, {depth, channels}, weight_bits, weight_quant_min);
   const auto plan =
       packed->plan(problem, channels, [&] { check_values(kOp, "weight_scale", weight_scale, /*positive=*/true); });
-  const at::Tensor codes = at::empty({rows * depth + plan->input_border().tail_bytes}, x.options().dtype(at::kByte));
+  const at::Tensor codes =
+      at::empty({rows * codes_pitch(depth) + plan->input_border().tail_bytes}, x.options().dtype(at::kByte));
   const at::Tensor row_scale = at::empty({rows}, x.options().dtype(at::kFloat));
   quantize_rows(dense_x, rows, depth, codes, row_scale);
   run_plan(*plan, {codes.const_data_ptr(), out.mutable_data_ptr(), nullptr, row_scale.const_data_ptr<float>()});

@@ -2,49 +2,19 @@
 // Emitted by the converter for weight-only layers. Sums in fp32: a named exception to bit-equality (docs/numerics.md).
 #include <ATen/ops/empty.h>
 
-#include <mutex>
-
 #include "kernels/aligned_buffer.h"
 #include "ops/quantized_common.h"
-#include "ops/weight_cache.h"
+#include "ops/weight_only_cache.h"
 
 namespace torchquant::ops {
 namespace {
 
 constexpr const char* kOp = "quantized_linear_weight_only";
 
-// What a layer's weight consists of.
-struct WeightTensors {
-  kernels::WeightOnlyShape shape;
-  at::Tensor weight;
-  at::Tensor scale;
-  std::optional<at::Tensor> zero_point;
-};
-
-// A tensor's contents, as far as they can be told apart without reading them. It holds the memory, so that no other
-// tensor can come to lie at the same address.
-class TensorContents {
- public:
-  explicit TensorContents(const std::optional<at::Tensor>& tensor)
-      : tensor_(tensor.has_value() ? tensor->detach() : at::Tensor()), version_(version_of(tensor)) {}
-  bool are_of(const std::optional<at::Tensor>& other) const {
-    if (!other.has_value() || !tensor_.defined()) return other.has_value() == tensor_.defined();
-    return tensor_.const_data_ptr() == other->const_data_ptr() && tensor_.scalar_type() == other->scalar_type() &&
-           tensor_.sizes() == other->sizes() && tensor_.strides() == other->strides() && version_ == version_of(other);
-  }
-
- private:
-  static int64_t version_of(const std::optional<at::Tensor>& tensor) {
-    return tensor.has_value() && !tensor->is_inference() ? tensor->_version() : 0;
-  }
-  at::Tensor tensor_;
-  int64_t version_;
-};
-
 // Rearranged weights with the scales and zero points that stand among them.
 class PackedWeights {
  public:
-  explicit PackedWeights(const WeightTensors& tensors) : scale_(tensors.scale), zero_point_(tensors.zero_point) {
+  explicit PackedWeights(const WeightOnlyTensors& tensors) : scales_(tensors) {
     check_values(kOp, "weight_scale", tensors.scale, /*positive=*/true);
     const kernels::WeightOnlyLayout layout(tensors.shape);
     const at::Tensor codes = tensors.weight.contiguous();
@@ -57,58 +27,26 @@ class PackedWeights {
                                 float_data_or_null(zero_point), blocks, data_.get());
     });
   }
-  bool are_for(const WeightTensors& tensors) const {
-    return scale_.are_of(tensors.scale) && zero_point_.are_of(tensors.zero_point);
-  }
+  bool are_for(const WeightOnlyTensors& tensors) const { return scales_.are_of(tensors); }
+  static const char* kernel() { return kernels::quantized_kernels().name; }
   const uint8_t* data() const { return data_.get(); }
   int64_t bytes() const { return bytes_; }
 
  private:
-  TensorContents scale_;
-  TensorContents zero_point_;
+  ScalesOf scales_;
   kernels::AlignedBuffer<uint8_t> data_;
   int64_t bytes_;
 };
 
-// What is kept with a weight: the form that was made for the scales of the last call.
-class CachedWeights final : public CachedWeight {
- public:
-  explicit CachedWeights(const WeightTensors& tensors) : latest_(std::make_shared<PackedWeights>(tensors)) {}
-
-  std::shared_ptr<const PackedWeights> get(const WeightTensors& tensors) const {
-    const std::lock_guard lock(mutex_);
-    if (!latest_->are_for(tensors)) latest_ = std::make_shared<PackedWeights>(tensors);
-    return latest_;
-  }
-  const char* kernel() const override { return kernels::quantized_kernels().name; }
-  int64_t bytes() const override {
-    const std::lock_guard lock(mutex_);
-    return latest_->bytes();
-  }
-
- private:
-  mutable std::mutex mutex_;
-  mutable std::shared_ptr<const PackedWeights> latest_;
-};
-
-std::shared_ptr<const PackedWeights> packed_weights(const WeightTensors& tensors) {
-  const kernels::WeightOnlyShape& shape = tensors.shape;
-  const WeightKey key{WeightKey::Maker::kWeightOnly,
-                      {shape.out_channels, shape.depth, shape.group_size, shape.bits, shape.quant_min,
-                       static_cast<int64_t>(shape.has_zero_points)}};
-  return cached_weight(tensors.weight, key, [&] { return std::make_shared<const CachedWeights>(tensors); })
-      ->get(tensors);
-}
-
 // The product on rearranged weights, or, where the instruction set has no such kernel, on the weights as they are.
-void multiply(const WeightTensors& tensors, const at::Tensor& x, const at::Tensor& bias,
+void multiply(const WeightOnlyTensors& tensors, const at::Tensor& x, const at::Tensor& bias,
               const kernels::ActivationSpec& activation, const at::Tensor& out) {
   const kernels::QuantizedKernels& table = kernels::quantized_kernels();
   const kernels::WeightOnlyShape& shape = tensors.shape;
   const int64_t rows = out.numel() / shape.out_channels;
   const int64_t cost = shape.depth * (rows + 1);
   if (table.linear_weight_only_packed != nullptr) {
-    const auto packed = packed_weights(tensors);
+    const auto packed = packed_weight_only<PackedWeights>(WeightKey::Maker::kWeightOnly, tensors);
     const kernels::PackedWeightOnlyArgs args{
         x.const_data_ptr<float>(),    rows, shape, packed->data(), float_data_or_null(bias), activation,
         out.mutable_data_ptr<float>()};
@@ -149,15 +87,15 @@ at::Tensor quantized_linear_weight_only(const at::Tensor& x, const at::Tensor& w
   }
   const auto fused_activation = activation_spec(kOp, activation, activation_args, 1.0);
 
-  if (x.is_meta()) return at::empty_symint(sizes, x.options());
+  if (!x.is_cpu()) return at::empty_symint(sizes, x.options());  // Meta, which the CUDA kernel calls too
   const at::Tensor out = at::empty_symint(sizes, x.options().dtype(at::kFloat));
   if (out.numel() == 0) return out.to(x.scalar_type());
   const int64_t depth = x.size(-1);
-  const WeightTensors tensors{{out.size(-1), depth, group_size.value_or(depth), static_cast<int32_t>(weight_bits),
-                               static_cast<int32_t>(weight_quant_min), weight_zero_point.has_value()},
-                              weight,
-                              weight_scale,
-                              weight_zero_point};
+  const WeightOnlyTensors tensors{{out.size(-1), depth, group_size.value_or(depth), static_cast<int32_t>(weight_bits),
+                                   static_cast<int32_t>(weight_quant_min), weight_zero_point.has_value()},
+                                  weight,
+                                  weight_scale,
+                                  weight_zero_point};
   multiply(tensors, x.to(at::kFloat).contiguous(), float_or_undefined(bias), fused_activation, out);
   return out.to(x.scalar_type());
 }

@@ -22,7 +22,7 @@ at::Tensor quantized_lookup(const at::Tensor& x, const at::Tensor& table, int64_
   check_same_device(kOp, "table", table, x);
 
   const at::Tensor out = empty_elementwise(x.sym_sizes(), x, x, output_dtype);
-  if (x.is_meta()) return out;
+  if (!x.is_cpu()) return out;
   const at::Tensor dense_x = match_layout(x, out);
   const at::Tensor dense_table = table.contiguous();
   const kernels::LookupArgs args{dense_x.const_data_ptr(), element_type(x.scalar_type()), dense_table.const_data_ptr(),

@@ -7,20 +7,13 @@ namespace {
 
 constexpr const char* kOp = "quantized_max_pool";
 
-kernels::MaxPoolAxis max_pool_axis(const PoolParams& p, bool height) {
-  const size_t dims = p.kernel_size.size();
-  if (height && dims == 1) return {1, 1, 0, 1};
-  const size_t i = height ? 0 : dims - 1;
-  return {p.kernel_size[i], p.stride[i], p.padding[i], p.dilation[i]};
-}
-
 at::Tensor quantized_max_pool(const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                               at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode, int64_t pad_value) {
   const PoolParams p{kernel_size, stride, padding, dilation, ceil_mode};
   check_pool(kOp, x, p);
   check_zero_point(kOp, "pad_value", pad_value, x.scalar_type());
   const at::Tensor out = empty_channels_last(pool_output_sizes(kOp, x, p), x.options());
-  if (x.is_meta() || out.numel() == 0) return out;
+  if (!x.is_cpu() || out.numel() == 0) return out;
   const at::Tensor dense_x = to_channels_last(x);
   const kernels::MaxPoolArgs args{
       x.size(1),        max_pool_axis(p, /*height=*/true), max_pool_axis(p, /*height=*/false), dense_x.const_data_ptr(),

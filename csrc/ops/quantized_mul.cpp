@@ -18,7 +18,7 @@ at::Tensor quantized_mul(const at::Tensor& a, const at::Tensor& b, double multip
   const auto output = output_spec(kOp, {activation, activation_args, output_scale, output_zero_point, output_quant_min,
                                         output_quant_max, output_dtype});
   const auto sizes = at::infer_size_symdimvector(a.sym_sizes(), b.sym_sizes());
-  if (a.is_meta()) return empty_elementwise(sizes, a, b, output_dtype);
+  if (!a.is_cpu()) return empty_elementwise(sizes, a, b, output_dtype);
 
   const at::Tensor out = empty_elementwise(sizes, a, b, compute_dtype(output_dtype));
   const at::Tensor dense_a = match_layout(a, out);

@@ -24,9 +24,9 @@ c10::SymInt pool_output_size(const c10::SymInt& in, const PoolParams& p, size_t 
   return out;
 }
 
-int64_t largest_window(const std::vector<kernels::PoolWindow>& windows) {
+int64_t largest_window(const kernels::PoolAxis& axis) {
   int64_t largest = 0;
-  for (const auto& window : windows) largest = std::max(largest, window.end - window.begin);
+  for (const auto& window : windows_of(axis)) largest = std::max(largest, window.end - window.begin);
   return largest;
 }
 
@@ -64,29 +64,25 @@ std::vector<c10::SymInt> pool_output_sizes(const char* op, const at::Tensor& x, 
   return sizes;
 }
 
-std::vector<kernels::PoolWindow> pool_windows(int64_t in_size, int64_t out_size, const PoolParams& p, bool height,
-                                              bool include_pad) {
+kernels::PoolAxis pool_axis(int64_t in_size, int64_t out_size, const PoolParams& p, bool height, bool include_pad) {
   const size_t dims = p.kernel_size.size();
-  if (height && dims == 1) return {{0, 1, 1}};
+  if (height && dims == 1) return {1, 1, 1};
   const size_t i = height ? 0 : dims - 1;
-  std::vector<kernels::PoolWindow> windows;
-  for (int64_t o = 0; o < out_size; ++o) {
-    const int64_t start = o * p.stride[i] - p.padding[i];
-    const int64_t end = std::min(start + p.kernel_size[i], in_size + p.padding[i]);
-    const int64_t clipped_start = std::max<int64_t>(start, 0);
-    const int64_t clipped_end = std::min(end, in_size);
-    windows.push_back({clipped_start, clipped_end, include_pad ? end - start : clipped_end - clipped_start});
-  }
-  return windows;
+  return {in_size, out_size, p.kernel_size[i], p.stride[i], p.padding[i], include_pad};
 }
 
-std::vector<kernels::PoolWindow> adaptive_windows(int64_t in_size, int64_t out_size) {
+kernels::PoolAxis adaptive_axis(int64_t in_size, int64_t out_size) { return {in_size, out_size}; }
+
+kernels::MaxPoolAxis max_pool_axis(const PoolParams& p, bool height) {
+  const size_t dims = p.kernel_size.size();
+  if (height && dims == 1) return {1, 1, 0, 1};
+  const size_t i = height ? 0 : dims - 1;
+  return {p.kernel_size[i], p.stride[i], p.padding[i], p.dilation[i]};
+}
+
+std::vector<kernels::PoolWindow> windows_of(const kernels::PoolAxis& axis) {
   std::vector<kernels::PoolWindow> windows;
-  for (int64_t o = 0; o < out_size; ++o) {
-    const int64_t begin = o * in_size / out_size;
-    const int64_t end = ((o + 1) * in_size + out_size - 1) / out_size;
-    windows.push_back({begin, end, end - begin});
-  }
+  for (int64_t o = 0; o < axis.out_size; ++o) windows.push_back(axis.window(o));
   return windows;
 }
 
@@ -98,19 +94,25 @@ kernels::OutputSpec avg_pool_output(const char* op, const at::Tensor& x, int64_t
   return output_spec(op, {"none", {}, 1.0, output_zero_point, output_quant_min, output_quant_max, output_dtype});
 }
 
-at::Tensor run_avg_pool(const char* op, const at::Tensor& x, const std::vector<kernels::PoolWindow>& rows,
-                        const std::vector<kernels::PoolWindow>& columns, c10::SymIntArrayRef sizes, int64_t divisor,
-                        int64_t x_zero_point, double multiplier, const kernels::OutputSpec& output,
-                        at::ScalarType output_dtype) {
+int64_t check_window(const char* op, const kernels::PoolAxis& rows, const kernels::PoolAxis& columns) {
   const int64_t window = largest_window(rows) * largest_window(columns);
   TORCH_CHECK(window <= std::numeric_limits<int32_t>::max() / 255, op,
               ": a window must hold at most 8421504 elements, because its sum must stay below 2^31, got ", window);
+  return window;
+}
+
+at::Tensor run_avg_pool(const char* op, const at::Tensor& x, const kernels::PoolAxis& rows,
+                        const kernels::PoolAxis& columns, c10::SymIntArrayRef sizes, int64_t divisor,
+                        int64_t x_zero_point, double multiplier, const kernels::OutputSpec& output,
+                        at::ScalarType output_dtype) {
+  const int64_t window = check_window(op, rows, columns);
   const at::Tensor out = empty_channels_last(sizes, x.options().dtype(compute_dtype(output_dtype)));
   if (out.numel() == 0) return out.to(output_dtype);
   const at::Tensor dense_x = to_channels_last(x);
+  const auto row_windows = windows_of(rows), column_windows = windows_of(columns);
   const kernels::AvgPoolArgs args{x.size(1),
-                                  rows.data(),
-                                  columns.data(),
+                                  row_windows.data(),
+                                  column_windows.data(),
                                   divisor,
                                   dense_x.const_data_ptr(),
                                   image_layout(x),

@@ -1,6 +1,7 @@
 // torchquant::quantized_resize_linear: linear (1-d) and bilinear (2-d) resize, requantized; source positions as
 // PyTorch's. Emitted by the converter. Nearest resize moves codes and needs no op of its own.
-#include "numerics/resize.h"
+#include "ops/quantized_resize_linear.h"
+
 #include "ops/quantized_pool_common.h"
 
 namespace torchquant::ops {
@@ -42,14 +43,9 @@ std::vector<c10::SymInt> resized_sizes(const at::Tensor& x, const ResizeParams& 
   return sizes;
 }
 
-std::vector<numerics::LinearTap> linear_taps(int64_t in_size, int64_t out_size, bool align_corners,
-                                             double scale_factor) {
-  const float ratio = numerics::resize_ratio(in_size, out_size, align_corners, scale_factor);
+std::vector<numerics::LinearTap> taps_of(const kernels::ResizeAxis& axis) {
   std::vector<numerics::LinearTap> taps;
-  taps.reserve(out_size);
-  for (int64_t o = 0; o < out_size; ++o) {
-    taps.push_back(numerics::linear_tap(in_size, out_size, o, ratio, align_corners));
-  }
+  for (int64_t o = 0; o < axis.out_size; ++o) taps.push_back(axis.tap(o));
   return taps;
 }
 
@@ -62,16 +58,15 @@ at::Tensor quantized_resize_linear(const at::Tensor& x, at::OptionalIntArrayRef 
   const auto output = avg_pool_output(kOp, x, x_zero_point, multiplier, output_zero_point, output_quant_min,
                                       output_quant_max, output_dtype);
   const auto sizes = resized_sizes(x, params);
-  if (x.is_meta()) return empty_channels_last(sizes, x.options().dtype(output_dtype));
+  if (!x.is_cpu()) return empty_channels_last(sizes, x.options().dtype(output_dtype));
 
   const at::Tensor out = empty_channels_last(sizes, x.options().dtype(compute_dtype(output_dtype)));
   if (out.numel() == 0) return out.to(output_dtype);
   const at::Tensor dense_x = to_channels_last(x);
   const kernels::ImageLayout from = image_layout(x);
   const kernels::ImageLayout to = image_layout(out);
-  const bool has_rows = x.dim() == 4;
-  const auto rows = linear_taps(from.height, to.height, align_corners, has_rows ? params.scale_factor(0) : 0.0);
-  const auto columns = linear_taps(from.width, to.width, align_corners, params.scale_factor(has_rows ? 1 : 0));
+  const auto rows = taps_of(resize_axis(x, out, align_corners, scale_factors, /*height=*/true));
+  const auto columns = taps_of(resize_axis(x, out, align_corners, scale_factors, /*height=*/false));
   const kernels::ResizeLinearArgs args{
       x.size(1),   dense_x.const_data_ptr(), element_type(x.scalar_type()),  from,   static_cast<int32_t>(x_zero_point),
       rows.data(), columns.data(),           static_cast<float>(multiplier), output, out.mutable_data_ptr(),
@@ -82,6 +77,15 @@ at::Tensor quantized_resize_linear(const at::Tensor& x, at::OptionalIntArrayRef 
 }
 
 }  // namespace
+
+kernels::ResizeAxis resize_axis(const at::Tensor& x, const at::Tensor& out, bool align_corners,
+                                std::optional<at::ArrayRef<double>> scale_factors, bool height) {
+  if (height && x.dim() == 3) return {1, 1, 1.0f, align_corners};
+  const int64_t dim = height ? 2 : x.dim() - 1;
+  const double factor = scale_factors.has_value() ? (*scale_factors)[dim - 2] : 0.0;
+  return {x.size(dim), out.size(dim), numerics::resize_ratio(x.size(dim), out.size(dim), align_corners, factor),
+          align_corners};
+}
 
 TORCH_LIBRARY_FRAGMENT(torchquant, m) {
   define(m, std::string("quantized_resize_linear(Tensor x, int[]? output_size, bool align_corners, "

@@ -133,6 +133,14 @@ TEST(Sensitivity, IsInfiniteWithoutNoise) {
   EXPECT_NEAR(sums.sqnr_db(), 10 * std::log10(4), 1e-9);
 }
 
+TEST(Sensitivity, IsMinusInfinityForNoiseThatIsNoNumber) {
+  for (const float broken : {NAN, INFINITY, -INFINITY}) {
+    SignalAndNoise sums;
+    sums.add(at::ones({3}), at::full({3}, broken));
+    EXPECT_EQ(sums.sqnr_db(), -INFINITY) << broken;
+  }
+}
+
 TEST(Sensitivity, RefusesWhatItCannotScan) {
   const auto text = [](const char* part) { return ThrowsMessage<c10::Error>(HasSubstr(part)); };
   const auto plain = make_module({}, "x", "return torch.relu(x)");

@@ -1,5 +1,6 @@
 // Each connected run of integer ops -> one torchquant::quantized_island, so that a run costs one dispatch and its
-// executor may plan memory and threads for all of it.
+// executor may plan memory and threads for all of it. Attention, layer norms and sums that read floats of a run, and
+// what moves floats between them, belong to it: a transformer would otherwise leave it five times a layer.
 //
 // A run must be convex: no path may leave it and come back, or its one op would have to wait for itself. Nodes get a
 // level that goes up by one where a path leaves integers for floats; members of one level cannot reach each other
@@ -124,6 +125,16 @@ bool is_integer_op(const Node* node) {
   return node->kind() == kind::dequantize || (name.starts_with("torchquant::quantized_") && name != kIsland);
 }
 
+// Float ops with a step kind of their own, which nothing is lost by taking in even where the model ends with them.
+bool is_float_layer(const Node* node) {
+  const std::string name = node->kind().toQualString();
+  return name == "torchquant::attention" || name == "torchquant::layer_norm";
+}
+
+bool is_sum(const Node* node) {
+  return is_aten(node, {"add"}) && node->inputs().size() == 3 && is_tensor(node->input(0)) && is_tensor(node->input(1));
+}
+
 // A barrier keeps its place among all other nodes.
 bool is_barrier(const Node* node) {
   const c10::FunctionSchema* schema = node->maybeSchema();
@@ -137,6 +148,14 @@ class BlockIslands {
     for (Node* node : block->nodes()) {
       index_[node] = nodes_.size();
       nodes_.push_back(node);
+    }
+    const std::vector<Node*> all = all_nodes(conversion.graph());
+    writes_in_place_ = std::any_of(all.begin(), all.end(), [](const Node* node) {
+      const c10::FunctionSchema* schema = node->maybeSchema();
+      return schema != nullptr && schema->is_mutable();
+    });
+    for (auto node = nodes_.rbegin(); node != nodes_.rend(); ++node) {
+      if (leads_on(*node)) leads_on_.insert(*node);
     }
     for (Node* node : nodes_) classify(node);
   }
@@ -183,23 +202,51 @@ class BlockIslands {
     info_[node] = info;
   }
 
-  bool reads_codes(const Node* node) const {
+  static bool reads(const std::unordered_set<const Value*>& values, const Node* node) {
     return std::any_of(node->inputs().begin(), node->inputs().end(), [&](const Value* input) {
-      if (input->node()->kind() == prim::ListConstruct) return reads_codes(input->node());
-      return codes_.count(input) != 0;
+      if (input->node()->kind() == prim::ListConstruct) return reads(values, input->node());
+      return values.count(input) != 0;
     });
   }
 
+  // Whether floats that a node gives come to something that an island computes with.
+  bool leads_on(const Node* node) const {
+    const auto leads = [&](const torch::jit::Use& use) {
+      const Node* user = use.user;
+      if (user->kind() == kind::quantize || is_integer_op(user) || is_float_layer(user)) return true;
+      const bool passes = is_sum(user) || user->kind() == prim::ListUnpack || moves_data(conversion_, user);
+      return passes && leads_on_.count(user) != 0;
+    };
+    const auto outputs = node->outputs();
+    return std::any_of(outputs.begin(), outputs.end(), [&](const Value* output) {
+      return std::any_of(output->uses().begin(), output->uses().end(), leads);
+    });
+  }
+
+  bool works_on_codes(const Node* node) const {
+    const bool takes_codes =
+        is_integer_op(node) || moves_data(conversion_, node) || is_concat(node) || is_aten(node, {"constant_pad_nd"});
+    return node->kind() == kind::quantize || (takes_codes && reads(codes_, node));
+  }
+
+  bool works_on_floats(const Node* node) const {
+    // Each output of an island has memory of its own: what is written to a view would not reach the tensor behind it.
+    const bool moves = moves_data(conversion_, node) && !writes_in_place_;
+    const bool passes = (is_sum(node) || moves) && leads_on_.count(node) != 0;
+    return (passes || is_float_layer(node)) && reads(floats_, node);
+  }
+
   bool is_member(Node* node) {
-    const bool unpack = node->kind() == prim::ListUnpack && codes_.count(node->input());
-    const bool op = node->kind() == kind::quantize ||
-                    (reads_codes(node) && (is_integer_op(node) || moves_data(conversion_, node) || is_concat(node) ||
-                                           is_aten(node, {"constant_pad_nd"})));
+    const bool unpack =
+        node->kind() == prim::ListUnpack && (codes_.count(node->input()) || floats_.count(node->input()));
+    const bool on_codes = unpack ? codes_.count(node->input()) != 0 : works_on_codes(node);
+    const bool op = on_codes || works_on_floats(node);
     if (!unpack && !(op && in_dispatcher(node) && has_good_results(node) &&
                      std::all_of(node->inputs().begin(), node->inputs().end(), can_be_argument))) {
       return false;
     }
-    if (writes_codes(node)) codes_.insert(node->outputs().begin(), node->outputs().end());
+    auto& values = on_codes && writes_codes(node) ? codes_ : floats_;
+    values.insert(node->outputs().begin(), node->outputs().end());
     return true;
   }
 
@@ -315,13 +362,15 @@ class BlockIslands {
   friend class ProgramWriter;
 
   Conversion& conversion_;
+  bool writes_in_place_ = false;  // some op of the graph does
   torch::jit::Block* block_;
   std::vector<Node*> nodes_;
   std::unordered_map<const Node*, size_t> index_;
   std::unordered_map<const Node*, Info> info_;
-  std::unordered_set<const Value*> codes_;
-  int64_t floor_ = 0;       // the level below which no later node may go
-  int64_t next_level_ = 0;  // the first level above all members so far
+  std::unordered_set<const Node*> leads_on_;
+  std::unordered_set<const Value*> codes_, floats_;  // that members give
+  int64_t floor_ = 0;                                // the level below which no later node may go
+  int64_t next_level_ = 0;                           // the first level above all members so far
 };
 
 // Turns the nodes of one run into a program, and collects what it reads from outside.

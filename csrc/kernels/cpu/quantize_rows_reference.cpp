@@ -1,10 +1,8 @@
 // quantize_row() compiled for every processor. Called through kernels/quantize_rows.h.
 #include <cstdint>
 
-#include "numerics/affine.h"
-#include "numerics/float16.h"
+#include "numerics/dynamic.h"
 #include "numerics/macros.h"
-#include "numerics/qparams.h"
 
 namespace torchquant::kernels::reference {
 namespace {

@@ -6,6 +6,9 @@
 #include <ATen/core/jit_type.h>
 #include <ATen/ops/clone.h>
 
+#include <mutex>
+#include <unordered_map>
+
 namespace torchquant::island {
 namespace {
 
@@ -136,14 +139,48 @@ void run_step(const Step& step, const Operands& operands, std::vector<IValue>& v
   for (IValue& result : stack) values.push_back(std::move(result));
 }
 
-std::vector<IValue> run_steps(const Program& program, const Operands& operands) {
-  std::vector<IValue> values;
-  for (const Step& step : program.steps) run_step(step, operands, values);
-  return values;
+InterpretedProgram::InterpretedProgram(std::string_view text)
+    : program(Program::parse(text)), last_read(program.steps.size()) {
+  std::vector<size_t> reader;  // by value: the last step that reads it, at first the one that computes it
+  for (size_t i = 0; i < program.steps.size(); ++i) {
+    for (const Argument& argument : program.steps[i].arguments) {
+      for_each_reference(argument, [&](const Reference& reference) {
+        if (reference.source == Source::kValue) reader[reference.index] = i;
+      });
+    }
+    reader.resize(reader.size() + program.steps[i].results, i);
+  }
+  std::vector<bool> is_output(reader.size());
+  for (const Reference& output : program.outputs) {
+    if (output.source == Source::kValue) is_output[output.index] = true;
+  }
+  for (size_t value = 0; value < reader.size(); ++value) {
+    if (!is_output[value]) last_read[reader[value]].push_back(static_cast<int64_t>(value));
+  }
 }
 
-std::vector<at::Tensor> interpret(const Program& program, const Operands& operands) {
-  const std::vector<IValue> values = run_steps(program, operands);
+std::shared_ptr<const InterpretedProgram> find_program(std::string_view text) {
+  // Texts of models that are gone stay until this many others came.
+  constexpr size_t kMostPrograms = 256;
+  static std::mutex mutex;
+  static std::unordered_map<std::string, std::shared_ptr<const InterpretedProgram>> programs;
+  const std::string key(text);
+  const std::lock_guard lock(mutex);
+  const auto found = programs.find(key);
+  if (found != programs.end()) return found->second;
+  auto parsed = std::make_shared<const InterpretedProgram>(text);
+  if (programs.size() == kMostPrograms) programs.clear();
+  programs.emplace(key, parsed);
+  return parsed;
+}
+
+std::vector<at::Tensor> interpret(const InterpretedProgram& interpreted, const Operands& operands) {
+  const Program& program = interpreted.program;
+  std::vector<IValue> values;
+  for (size_t i = 0; i < program.steps.size(); ++i) {
+    run_step(program.steps[i], operands, values);
+    for (const int64_t value : interpreted.last_read[i]) values[value] = IValue();
+  }
   std::vector<at::Tensor> outputs;
   for (const Reference& output : program.outputs) {
     at::Tensor tensor = referred(output, operands, values).toTensor();

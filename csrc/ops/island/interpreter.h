@@ -6,6 +6,7 @@
 #include <ATen/core/ivalue.h>
 #include <c10/core/SymInt.h>
 
+#include <memory>
 #include <string_view>
 #include <vector>
 
@@ -27,10 +28,18 @@ c10::IValue resolve(const Argument& argument, const c10::TypePtr& type, const Op
 // Runs one step and appends its results to `values`.
 void run_step(const Step& step, const Operands& operands, std::vector<c10::IValue>& values);
 
-// Every value that the program computes.
-std::vector<c10::IValue> run_steps(const Program& program, const Operands& operands);
+// A program with the values that nothing reads behind each step, so that their memory serves the next ones.
+struct InterpretedProgram {
+  explicit InterpretedProgram(std::string_view text);
+
+  Program program;
+  std::vector<std::vector<int64_t>> last_read;  // by step: values
+};
+
+// The program of this text, parsed at the first call and kept: parsing takes as long as enqueuing the ops on a GPU.
+std::shared_ptr<const InterpretedProgram> find_program(std::string_view text);
 
 // The whole program: its outputs.
-std::vector<at::Tensor> interpret(const Program& program, const Operands& operands);
+std::vector<at::Tensor> interpret(const InterpretedProgram& interpreted, const Operands& operands);
 
 }  // namespace torchquant::island

@@ -2,7 +2,6 @@
 #include "ops/island/plan.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty_strided.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -91,6 +90,7 @@ std::shared_ptr<const Plan> Plan::make(const Program& program, const Operands& o
 
 Plan::Plan(PlanBuilder&& builder, int threads)
     : threads_(threads),
+      separate_images_(builder.separate_images()),
       phases_(std::move(builder.phases)),
       buffers_(std::move(builder.buffers)),
       outputs_(std::move(builder.outputs)) {
@@ -139,24 +139,19 @@ std::unique_ptr<Plan::Context> Plan::make_context() const {
   return context;
 }
 
-std::vector<at::Tensor> Plan::run(at::TensorList inputs, at::TensorList constants) const {
-  std::vector<at::Tensor> outputs;
-  outputs.reserve(outputs_.size());
-  for (const OutputSpec& spec : outputs_) {
-    outputs.push_back(at::empty_strided(spec.sizes, spec.strides, at::TensorOptions(spec.dtype)));
-  }
+void Plan::run(at::TensorList inputs, at::TensorList constants, at::TensorList outputs, int64_t first_image) const {
   const Lease lease(*this);
   Context& context = *lease;
   for (size_t i = 0; i < buffers_.size(); ++i) {
-    const auto set = [&](const void* data) {
-      context.memory.bases[i] = static_cast<std::byte*>(const_cast<void*>(data));
+    const auto set = [&](const at::Tensor& tensor, int64_t image) {
+      const int64_t bytes = image == 0 ? 0 : image * tensor.stride(0) * static_cast<int64_t>(tensor.element_size());
+      context.memory.bases[i] = static_cast<std::byte*>(const_cast<void*>(tensor.const_data_ptr())) + bytes;
     };
-    if (buffers_[i].home == Buffer::Home::kInput) set(inputs[buffers_[i].index].const_data_ptr());
-    if (buffers_[i].home == Buffer::Home::kConstant) set(constants[buffers_[i].index].const_data_ptr());
-    if (buffers_[i].home == Buffer::Home::kOutput) set(outputs[buffers_[i].index].mutable_data_ptr());
+    if (buffers_[i].home == Buffer::Home::kInput) set(inputs[buffers_[i].index], first_image);
+    if (buffers_[i].home == Buffer::Home::kConstant) set(constants[buffers_[i].index], 0);
+    if (buffers_[i].home == Buffer::Home::kOutput) set(outputs[buffers_[i].index], first_image);
   }
   run_phases(context);
-  return outputs;
 }
 
 void Plan::run_phases(Context& context) const {

@@ -1,5 +1,5 @@
-// An island planned for fixed shapes: runs without dispatch, without allocating anything but its results, and in one
-// parallel region as long as every op has a step kind. Made and kept by plan_cache.cpp.
+// An island planned for fixed shapes: runs without dispatch, without allocating anything, and in one parallel region as
+// long as every op has a step kind. Made and run by batch_plan.cpp.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,8 +18,14 @@ class Plan {
   static std::shared_ptr<const Plan> make(const Program& program, const Operands& operands, int threads);
   ~Plan();
 
-  // Operands must have the shapes, types and strides that the plan was made for. Threads may call it at once.
-  std::vector<at::Tensor> run(at::TensorList inputs, at::TensorList constants) const;
+  // Operands must have the types and strides that the plan was made for, and its sizes or, where it counts images
+  // (separate_images()), more images than its own: then it runs on those from `first_image`. Threads may call it at
+  // once.
+  void run(at::TensorList inputs, at::TensorList constants, at::TensorList outputs, int64_t first_image = 0) const;
+
+  const std::vector<OutputSpec>& outputs() const { return outputs_; }
+  int64_t separate_images() const { return separate_images_; }  // as PlanBuilder says
+  int64_t arena_bytes() const { return arena_bytes_; }
 
  private:
   struct Context;
@@ -34,6 +40,7 @@ class Plan {
   void run_task(const Context& context, size_t phase, int64_t task) const;
 
   int threads_;
+  int64_t separate_images_;
   std::vector<Phase> phases_;
   std::vector<int64_t> tasks_;  // of each phase
   std::vector<Buffer> buffers_;

@@ -91,6 +91,7 @@ PlanBuilder::PlanBuilder(const Program& program, const Operands& operands, int t
   }
   run_on_meta(operands);
   place_sources(operands);
+  count_images();
 }
 
 bool PlanBuilder::build() {
@@ -252,6 +253,47 @@ void PlanBuilder::place_sources(const Operands& operands) {
   for (size_t i = 0; i < operands.constants.size(); ++i) place(constant_slots_[i], Buffer::Home::kConstant, i);
 }
 
+// ---- images -----------------------------------------------------------------------------------------------------
+
+void PlanBuilder::count_images() {
+  // A size that comes from outside may be the number of images.
+  if (input_slots_.empty() || !sizes_.empty()) return;
+  const at::Tensor& first = slots_[input_slots_[0]].eager;
+  const int64_t images = first.dim() > 0 ? first.size(0) : 0;
+  for (const Slot input : input_slots_) {
+    const at::Tensor& tensor = slots_[input].eager;
+    if (tensor.dim() == 0 || tensor.size(0) != images) return;
+  }
+  for (const Slot input : input_slots_) slots_[input].per_image = true;
+  images_ = images;
+}
+
+// Follows images through a step that keeps those of its operands `apart`, as far as its own code goes.
+void PlanBuilder::note_images(const StepView& view, bool apart) {
+  const auto known = [&](Slot slot) { return slots_[slot].per_image || slots_[slot].constant.defined(); };
+  for (const Bound& bound : view.arguments()) {
+    if (bound.slot != kNoSlot) apart = apart && known(bound.slot);
+    for (const Slot slot : bound.slots) apart = apart && known(slot);
+  }
+  for (const Slot result : view.results()) {
+    const at::Tensor& tensor = slots_[result].eager;
+    apart = apart && tensor.dim() > 0 && tensor.size(0) == images_;
+    slots_[result].per_image = apart;
+  }
+  if (!apart) images_ = 0;
+}
+
+// Whether image i of `view` lies within image i of `source`.
+bool PlanBuilder::cuts_images(const at::Tensor& source, const at::Tensor& view) const {
+  if (view.dim() == 0 || view.size(0) != images_) return false;
+  if (images_ == 1) return true;
+  int64_t last = view.storage_offset() - source.storage_offset();
+  for (int64_t dim = 1; dim < view.dim(); ++dim) last += (view.size(dim) - 1) * view.stride(dim);
+  return view.stride(0) == source.stride(0) && last < source.stride(0);
+}
+
+// ---- arena ------------------------------------------------------------------------------------------------------
+
 void PlanBuilder::place_in_arena(Slot slot) {
   SlotState& state = slots_[slot];
   const at::Tensor& eager = state.eager;
@@ -370,6 +412,7 @@ bool PlanBuilder::make_step(const StepView& view) {
     for (const Slot result : view.results()) place_result(result);
     kind->make(*this, view);
     if (phases.back().works.empty()) phases.pop_back();
+    note_images(view, kind->keeps_images_apart && kind->keeps_images_apart(*this, view));
     return true;
   }
   return make_view(view) || make_call(view);
@@ -416,12 +459,15 @@ bool PlanBuilder::make_view(const StepView& view) {
   for (const at::Tensor& result : results) {
     if (!result.is_alias_of(slots_[source].physical)) return false;
   }
+  bool apart = true;
   for (size_t i = 0; i < results.size(); ++i) {
     SlotState& state = slots_[view.results().at(i)];
     state.physical = results[i];
     state.buffer = slots_[source].buffer;
     state.output = -1;
+    apart = apart && cuts_images(slots_[source].physical, results[i]);
   }
+  note_images(view, apart);
   return true;
 }
 
@@ -453,6 +499,7 @@ bool PlanBuilder::make_call(const StepView& view) {
     const std::vector<at::Tensor> results = tensors_in(stack.at(0));
     for (size_t i = 0; i < results.size(); ++i) tensor_of(view.results()[i]).copy_(results[i]);
   };
+  note_images(view, false);
   return true;
 }
 
@@ -463,11 +510,12 @@ void PlanBuilder::make_outputs() {
     outputs.push_back({eager.sizes().vec(), eager.strides().vec(), eager.scalar_type()});
     if (slots_[bound.slot].output == static_cast<int64_t>(i)) continue;
     const Slot out = add_slot(eager);
-    slots_[out].physical = eager;
+    // A view's own offset is one in what it was cut from, not in the output.
+    slots_[out].physical = at::empty_strided(eager.sizes(), eager.strides(), eager.options());
     slots_[out].buffer = static_cast<int64_t>(buffers.size());
     buffers.push_back({.home = Buffer::Home::kOutput, .index = static_cast<int64_t>(i)});
     phases.emplace_back();
-    add(make_copy(physical(bound.slot), place(bound.slot), eager, place(out), threads_), {bound.slot}, {out});
+    add(make_copy(physical(bound.slot), place(bound.slot), physical(out), place(out), threads_), {bound.slot}, {out});
   }
 }
 

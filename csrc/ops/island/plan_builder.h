@@ -76,7 +76,13 @@ struct StepKind {
   void (*wish)(PlanBuilder& builder, const StepView& step);
   // Adds the step's work.
   void (*make)(PlanBuilder& builder, const StepView& step);
+  // Whether image i of the results, counted along the first dimension, depends on image i of what the step reads and on
+  // constants alone. Null: no.
+  bool (*keeps_images_apart)(const PlanBuilder& builder, const StepView& step) = nullptr;
 };
+
+// For StepKind::keeps_images_apart.
+inline bool always(const PlanBuilder&, const StepView&) { return true; }
 
 // Registers a kind for the lifetime of the process: `const RegisterStep registration("torchquant::...", {...});`
 struct RegisterStep {
@@ -144,6 +150,9 @@ class PlanBuilder {
   std::vector<Phase> phases;
   std::vector<Buffer> buffers;
   std::vector<OutputSpec> outputs;
+  // Images along the first dimension of every input, if no step mixes them: the island can run on some at a time. Else
+  // 0.
+  int64_t separate_images() const { return images_; }
 
  private:
   struct SlotState {
@@ -156,6 +165,7 @@ class PlanBuilder {
     Wish wish;
     kernels::Border border;  // that its buffer has, if `fill` is set
     std::optional<int32_t> fill;
+    bool per_image = false;  // one entry per image along the first dimension
   };
 
   friend class StepView;
@@ -167,6 +177,9 @@ class PlanBuilder {
   bool collect_wishes();
   void choose_outputs();
   void place_sources(const Operands& operands);
+  void count_images();
+  void note_images(const StepView& view, bool apart);
+  bool cuts_images(const at::Tensor& source, const at::Tensor& view) const;
   void place_result(Slot slot);
   void place_in_arena(Slot slot);
   bool make_step(const StepView& view);
@@ -180,6 +193,7 @@ class PlanBuilder {
 
   const Program& program_;
   int threads_;
+  int64_t images_ = 0;
   std::vector<c10::IValue> values_;             // of the meta run
   std::vector<std::vector<Slot>> value_slots_;  // of each value: one for a tensor, several for a list, none for a size
   std::vector<Slot> input_slots_, constant_slots_;

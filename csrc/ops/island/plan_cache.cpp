@@ -87,7 +87,7 @@ class PlannedProgram {
                       [](const ConstantMark& mark, const at::Tensor& constant) { return mark.fits(constant); });
   }
 
-  std::shared_ptr<const Plan> find(const Operands& operands, int threads) {
+  std::shared_ptr<const BatchPlan> find(const Operands& operands, int threads) {
     const std::lock_guard lock(mutex_);
     const auto found = std::find_if(plans_.begin(), plans_.end(),
                                     [&](const auto& entry) { return entry.first.fits(operands, threads); });
@@ -105,9 +105,9 @@ class PlannedProgram {
   static constexpr size_t kMostPlans = 8;
 
   // A plan that cannot be made is no error: the interpreter raises the one that the user should see.
-  std::shared_ptr<const Plan> make_plan(const Operands& operands, int threads) {
+  std::shared_ptr<const BatchPlan> make_plan(const Operands& operands, int threads) {
     try {
-      return Plan::make(program_, operands, threads);
+      return BatchPlan::make(program_, operands, threads);
     } catch (const c10::Error&) {
       return nullptr;
     }
@@ -117,7 +117,7 @@ class PlannedProgram {
   Program program_;
   std::vector<ConstantMark> marks_;
   std::mutex mutex_;
-  std::vector<std::pair<ShapeKey, std::shared_ptr<const Plan>>> plans_;
+  std::vector<std::pair<ShapeKey, std::shared_ptr<const BatchPlan>>> plans_;
 };
 
 // Hangs on a constant. Several islands may read the same one.
@@ -162,7 +162,7 @@ bool can_be_planned(const at::Tensor& tensor) {
 
 }  // namespace
 
-std::shared_ptr<const Plan> find_plan(std::string_view program, const Operands& operands) {
+std::shared_ptr<const BatchPlan> find_plan(std::string_view program, const Operands& operands) {
   if (!std::all_of(operands.inputs.begin(), operands.inputs.end(), can_be_planned) ||
       !std::all_of(operands.constants.begin(), operands.constants.end(), can_be_planned) ||
       !std::all_of(operands.sizes.begin(), operands.sizes.end(),

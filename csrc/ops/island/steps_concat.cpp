@@ -51,7 +51,9 @@ void make(PlanBuilder& builder, const StepView& step) {
   });
 }
 
-const RegisterStep kCat("aten::cat", {fits, wish, make});
+bool joins_within_images(const PlanBuilder& builder, const StepView& step) { return dim_of(builder, step) != 0; }
+
+const RegisterStep kCat("aten::cat", {fits, wish, make, joins_within_images});
 
 }  // namespace
 }  // namespace torchquant::island

@@ -146,8 +146,11 @@ void make(PlanBuilder& builder, const StepView& step) {
   builder.add(std::make_unique<ConvWork>(planned, builder.place(x), builder.place(out), residual_place), reads, {out});
 }
 
-const RegisterStep kConv("torchquant::quantized_conv", {fits, wish, make});
-const RegisterStep kLinear("torchquant::quantized_linear", {fits, wish, make});
+// [depth] alone is one row: its first dimension counts no images.
+bool has_rows(const PlanBuilder& builder, const StepView& step) { return builder.eager(step.slot("x")).dim() > 1; }
+
+const RegisterStep kConv("torchquant::quantized_conv", {fits, wish, make, always});
+const RegisterStep kLinear("torchquant::quantized_linear", {fits, wish, make, has_rows});
 
 }  // namespace
 }  // namespace torchquant::island

@@ -133,8 +133,8 @@ void make_dequantize(PlanBuilder& builder, const StepView& step) {
       {q}, {out});
 }
 
-const RegisterStep kQuantize("torchquant::quantize", {quantize_fits, nullptr, make_quantize});
-const RegisterStep kDequantize("torchquant::dequantize", {dequantize_fits, nullptr, make_dequantize});
+const RegisterStep kQuantize("torchquant::quantize", {quantize_fits, nullptr, make_quantize, always});
+const RegisterStep kDequantize("torchquant::dequantize", {dequantize_fits, nullptr, make_dequantize, always});
 
 }  // namespace
 }  // namespace torchquant::island

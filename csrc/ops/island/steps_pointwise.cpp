@@ -116,6 +116,11 @@ kernels::Operand operand(const PlanBuilder& builder, const StepView& step, const
           static_cast<int32_t>(integer(step, (std::string(name) + "_zero_point").c_str()))};
 }
 
+// A lower rank broadcasts along the first dimension.
+bool ranks_agree(const PlanBuilder& builder, const StepView& step) {
+  return builder.eager(step.slot("a")).dim() == builder.eager(step.slot("b")).dim();
+}
+
 // ---- add --------------------------------------------------------------------------------------------------------
 
 void wish_operands(PlanBuilder& builder, const StepView& step) { wish_like_result(builder, step, {"a", "b"}); }
@@ -159,9 +164,9 @@ void make_lookup(PlanBuilder& builder, const StepView& step) {
                                      step.result());
 }
 
-const RegisterStep kAdd("torchquant::quantized_add", {result_fits, wish_operands, make_add});
-const RegisterStep kMul("torchquant::quantized_mul", {result_fits, wish_operands, make_mul});
-const RegisterStep kLookup("torchquant::quantized_lookup", {lookup_fits, wish_input, make_lookup});
+const RegisterStep kAdd("torchquant::quantized_add", {result_fits, wish_operands, make_add, ranks_agree});
+const RegisterStep kMul("torchquant::quantized_mul", {result_fits, wish_operands, make_mul, ranks_agree});
+const RegisterStep kLookup("torchquant::quantized_lookup", {lookup_fits, wish_input, make_lookup, always});
 
 }  // namespace
 }  // namespace torchquant::island

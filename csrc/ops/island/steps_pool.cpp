@@ -7,6 +7,7 @@ namespace torchquant::island {
 namespace {
 
 using ops::PoolParams;
+using ops::windows_of;
 
 bool is_image(const PlanBuilder& builder, const StepView& step) {
   const int64_t dims = builder.eager(step.slot("x")).dim();
@@ -38,13 +39,6 @@ int64_t pixels_of(const at::Tensor& image) { return image.numel() / image.size(1
 
 // ---- max --------------------------------------------------------------------------------------------------------
 
-kernels::MaxPoolAxis max_pool_axis(const PoolSettings& p, bool height) {
-  const size_t dims = p.kernel.size();
-  if (height && dims == 1) return {1, 1, 0, 1};
-  const size_t i = height ? 0 : dims - 1;
-  return {p.kernel[i], p.stride[i], p.padding[i], p.dilation[i]};
-}
-
 void make_max_pool(PlanBuilder& builder, const StepView& step) {
   const Slot x = readable(builder, step);
   const Slot out = step.result();
@@ -52,8 +46,8 @@ void make_max_pool(PlanBuilder& builder, const StepView& step) {
   const PoolSettings settings = settings_of(step, /*dilated=*/true);
   kernels::MaxPoolArgs args{};
   args.channels = images.size(1);
-  args.height = max_pool_axis(settings, /*height=*/true);
-  args.width = max_pool_axis(settings, /*height=*/false);
+  args.height = ops::max_pool_axis(settings.params(), /*height=*/true);
+  args.width = ops::max_pool_axis(settings.params(), /*height=*/false);
   args.x_layout = *image_layout(images);
   args.type = ops::element_type(images.scalar_type());
   args.pad_value = static_cast<int32_t>(integer(step, "pad_value"));
@@ -127,9 +121,10 @@ void make_avg_pool(PlanBuilder& builder, const StepView& step) {
   const bool include_pad = step.literal("count_include_pad").toBool();
   const c10::IValue& divisor = step.literal("divisor_override");
   const Heights heights = heights_of(x, out);
-  make_average(builder, step, "quantized_avg_pool", divisor.isNone() ? 0 : divisor.toInt(),
-               {ops::pool_windows(heights.in, heights.out, settings.params(), /*height=*/true, include_pad),
-                ops::pool_windows(x.size(-1), out.size(-1), settings.params(), /*height=*/false, include_pad)});
+  make_average(
+      builder, step, "quantized_avg_pool", divisor.isNone() ? 0 : divisor.toInt(),
+      {windows_of(ops::pool_axis(heights.in, heights.out, settings.params(), /*height=*/true, include_pad)),
+       windows_of(ops::pool_axis(x.size(-1), out.size(-1), settings.params(), /*height=*/false, include_pad))});
 }
 
 void make_adaptive_avg_pool(PlanBuilder& builder, const StepView& step) {
@@ -137,13 +132,14 @@ void make_adaptive_avg_pool(PlanBuilder& builder, const StepView& step) {
   const at::Tensor& out = builder.eager(step.result());
   const Heights heights = heights_of(x, out);
   make_average(builder, step, "quantized_adaptive_avg_pool", /*divisor=*/0,
-               {ops::adaptive_windows(heights.in, heights.out), ops::adaptive_windows(x.size(-1), out.size(-1))});
+               {windows_of(ops::adaptive_axis(heights.in, heights.out)),
+                windows_of(ops::adaptive_axis(x.size(-1), out.size(-1)))});
 }
 
-const RegisterStep kMaxPool("torchquant::quantized_max_pool", {is_image, wish, make_max_pool});
-const RegisterStep kAvgPool("torchquant::quantized_avg_pool", {avg_pool_fits, wish, make_avg_pool});
+const RegisterStep kMaxPool("torchquant::quantized_max_pool", {is_image, wish, make_max_pool, always});
+const RegisterStep kAvgPool("torchquant::quantized_avg_pool", {avg_pool_fits, wish, make_avg_pool, always});
 const RegisterStep kAdaptiveAvgPool("torchquant::quantized_adaptive_avg_pool",
-                                    {avg_pool_fits, wish, make_adaptive_avg_pool});
+                                    {avg_pool_fits, wish, make_adaptive_avg_pool, always});
 
 }  // namespace
 }  // namespace torchquant::island

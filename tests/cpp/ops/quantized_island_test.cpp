@@ -1,5 +1,5 @@
 // torchquant::quantized_island in the steady state: nothing is allocated but the results, no page is touched first, and
-// threads of one run wait for each other without depending on which of them exist.
+// threads of one run wait for each other without depending on which of them exist. Large batches run in parts.
 #include <ATen/Parallel.h>
 #include <c10/core/CPUAllocator.h>
 #include <gmock/gmock.h>
@@ -11,6 +11,7 @@
 #include "ATen/Functions.h"
 #include "ATen/TensorOperators.h"
 #include "ATen/core/dispatch/Dispatcher.h"
+#include "ops/island/batch_plan.h"
 #include "ops/island/phase_counter.h"
 #include "ops/island/program.h"
 
@@ -60,7 +61,8 @@ void add_conv(Network& network, Program& program, int64_t in, int64_t out, Argum
                             {int64_t{0}}}});
 }
 
-Network make_network() {
+// `flatten`: the step that takes [N, 32, 1, 1] to the rows that leave.
+Network make_network(const Step& flatten = {"aten::flatten.using_ints", {value(4), {int64_t{1}}, {int64_t{-1}}}}) {
   at::manual_seed(0);
   Network network{{at::full({1}, 0.02), at::full({1}, 7.0)}, {}};
   Program program;
@@ -74,7 +76,7 @@ Network make_network() {
   program.steps.push_back(
       {"torchquant::quantized_adaptive_avg_pool",
        {value(3), pair(1), {int64_t{7}}, {1.0}, {int64_t{7}}, {int64_t{0}}, {int64_t{255}}, {int64_t{0}}}});
-  program.steps.push_back({"aten::flatten.using_ints", {value(4), {int64_t{1}}, {int64_t{-1}}}});
+  program.steps.push_back(flatten);
   program.steps.push_back({"torchquant::dequantize", {value(5), constant(0), constant(1), {}, {}, {int64_t{6}}}});
   program.outputs = {{Source::kValue, 6}};
   network.program = program.to_text();
@@ -124,6 +126,48 @@ TEST(QuantizedIsland, AllocatesItsResultsAndNothingElse) {
   const int64_t before = page_faults();
   for (int run = 0; run < 50; ++run) call(network, x);
   EXPECT_LT(page_faults() - before, 10);
+}
+
+constexpr int64_t kLargeBatch = 77;  // on images of 64 x 64 its values take 25 MB
+
+struct Planned {
+  std::shared_ptr<const BatchPlan> plan;
+  std::vector<at::Tensor> expected;  // op by op
+  std::vector<at::Tensor> actual;
+};
+
+Planned plan_large_batch(const Network& network) {
+  const std::vector<at::Tensor> inputs{at::randn({kLargeBatch, 3, 64, 64})};
+  const InterpretedProgram interpreted(network.program);
+  const Operands operands{inputs, {}, network.constants};
+  auto plan = BatchPlan::make(interpreted.program, operands, 2);
+  return {plan, interpret(interpreted, operands), plan->run(inputs, network.constants)};
+}
+
+TEST(BatchPlan, RunsALargeBatchInParts) {
+  const Planned planned = plan_large_batch(make_network());
+  EXPECT_GT(planned.plan->parts(), 2u);
+  EXPECT_NE(kLargeBatch % static_cast<int64_t>(planned.plan->parts()), 0);  // the last part is another size
+  EXPECT_TRUE(at::equal(planned.actual.at(0), planned.expected.at(0)));
+}
+
+TEST(BatchPlan, RunsABatchWholeWhereSizesAreThoseOfTheBatch) {
+  const Argument sizes{List{{kLargeBatch}, {int64_t{-1}}}};
+  const Planned planned = plan_large_batch(make_network({"aten::view", {value(4), sizes}}));
+  EXPECT_EQ(planned.plan->parts(), 1u);
+  EXPECT_TRUE(at::equal(planned.actual.at(0), planned.expected.at(0)));
+}
+
+TEST(BatchPlan, RunsABatchWholeWhereImagesMeet) {
+  for (const Step& step :
+       {Step{"aten::cat", {Argument{List{value(4), value(4)}}, {int64_t{0}}}},
+        Step{"aten::flatten.using_ints", {value(4), {int64_t{0}}, {int64_t{-1}}}}, Step{"aten::clone", {value(4), {}}},
+        Step{"aten::slice.Tensor", {value(4), {int64_t{0}}, {int64_t{1}}, {kLargeBatch}, {int64_t{1}}}},
+        Step{"aten::transpose.int", {value(4), {int64_t{0}}, {int64_t{1}}}}}) {
+    const Planned planned = plan_large_batch(make_network(step));
+    EXPECT_EQ(planned.plan->parts(), 1u) << step.op;
+    EXPECT_TRUE(at::equal(planned.actual.at(0), planned.expected.at(0))) << step.op;
+  }
 }
 
 TEST(QuantizedIsland, GivesTheSameFromManyThreads) {

@@ -1,0 +1,12 @@
+// The kernels of kernels/float_rows.h for AVX2.
+#include "kernels/cpu/float_rows_vector.h"
+#include "kernels/cpu/vector_avx2.h"
+
+namespace torchquant::kernels::avx2 {
+
+using FloatRows = FloatRowsVector<Vector>;
+
+extern const FloatRowKernels kFloatRowKernels;
+const FloatRowKernels kFloatRowKernels{FloatRows::layer_norm, FloatRows::add};
+
+}  // namespace torchquant::kernels::avx2
