@@ -3,7 +3,7 @@
     python scripts/cmake_build.py build | tests | benchmarks | examples
 
 The Python that runs it is the one whose torch is built against. Environment: TORCHQUANT_BUILD_DIR (default: build),
-TORCHQUANT_CUDA (AUTO, ON, OFF), TORCHQUANT_CUDA_ARCHITECTURES, TORCHQUANT_DEV (ON, OFF), CMAKE_ARGS.
+TORCHQUANT_CUDA (AUTO, ON, OFF), TORCHQUANT_CUDA_ARCHITECTURES, TORCHQUANT_DEV (ON, OFF), CMAKE_ARGS. Choices stay until others are made.
 """
 
 from __future__ import annotations
@@ -69,15 +69,9 @@ def _identity() -> dict[str, str]:
 
 
 def _options(extra: dict[str, str]) -> dict[str, str]:
-    options = {
-        "Python3_EXECUTABLE": sys.executable,
-        "CMAKE_INSTALL_PREFIX": str(PACKAGE_DIR),
-        "TORCHQUANT_CUDA": os.environ.get("TORCHQUANT_CUDA", "AUTO"),
-        "TORCHQUANT_DEV": os.environ.get("TORCHQUANT_DEV", "OFF"),
-    }
-    if "TORCHQUANT_CUDA_ARCHITECTURES" in os.environ:
-        options["TORCHQUANT_CUDA_ARCHITECTURES"] = os.environ["TORCHQUANT_CUDA_ARCHITECTURES"]
-    return options | extra
+    # A variable that is not set leaves what an earlier call chose: `make build` after `TORCHQUANT_DEV=ON make test` rebuilds nothing.
+    chosen = {name: os.environ[name] for name in ("TORCHQUANT_CUDA", "TORCHQUANT_CUDA_ARCHITECTURES", "TORCHQUANT_DEV") if name in os.environ}
+    return {"Python3_EXECUTABLE": sys.executable, "CMAKE_INSTALL_PREFIX": str(PACKAGE_DIR)} | chosen | extra
 
 
 def configure(extra: dict[str, str]) -> None:
