@@ -4,10 +4,10 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
-from torch.utils import _pytree as pytree
 
 from .prepare.example_run import evaluating, unpack
 from .progress import ProgressBar
+from .trees import tensors_in
 
 _NONE = object()
 
@@ -58,4 +58,4 @@ def run_batches(model, batches, caller, doing):
 
 def samples_in(batch):
     """The size of the first dimension of a batch's first tensor."""
-    return next((len(leaf) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.dim()), 1)
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim()), 1)

@@ -4,7 +4,7 @@ import torch
 
 from .batches import checked_batches, run_model
 from .fake_quantize import FakeQuantize
-from .prepare import PreparedModel
+from .prepare import check_prepared
 from .prepare.example_run import evaluating
 from .prepare.quantized_parameter import weight_fake_quants
 from .progress import ProgressBar
@@ -17,8 +17,7 @@ def calibrate(prepared, batches):
     taken for an (input, label) pair. The model runs in eval mode without gradients. Calling this again goes on where
     the last call ended.
     """
-    if not isinstance(prepared, PreparedModel):
-        raise TypeError(f"calibrate: expected a model that torchquant.prepare returned, got {type(prepared).__name__}")
+    check_prepared("calibrate", prepared)
     batches, total = checked_batches(batches, "calibrate")
     fake_quants = named_fake_quants(prepared).values()
     flags = [fake_quant.get_extra_state() for fake_quant in fake_quants]

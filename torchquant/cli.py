@@ -14,6 +14,7 @@ from torchquant.commands.inspect import inspect
 from torchquant.commands.report import report
 from torchquant.commands.scan import scan
 from torchquant.commands.validate import validate
+from torchquant.progress import plain_lines
 
 
 class _InOrder(click.Group):
@@ -41,6 +42,7 @@ def main() -> None:
                   torchquant report model.pt --output report.html   all of it on one page
       3. C++      torchquant::load("model.pt"), see cpp_examples/run_quantized
     """
+    click.get_current_context().with_resource(plain_lines())
 
 
 main.add_command(doctor)

@@ -1,4 +1,4 @@
-"""Sentences that several functions raise."""
+"""Sentences that several functions raise, and what they quote of other errors."""
 
 import difflib
 
@@ -12,3 +12,16 @@ def nearest(name: str, allowed) -> str:
 
 def no_such_layer(owner: str, layer: str, layers) -> str:
     return f"{owner}: there is no layer {layer!r}; nearest: {nearest(layer, layers)}"
+
+
+def first_line(error: Exception) -> str:
+    return _lines(error)[0]
+
+
+def last_line(error: Exception) -> str:
+    """What went wrong, without the TorchScript code that comes before it."""
+    return _lines(error)[-1]
+
+
+def _lines(error: Exception) -> list[str]:
+    return str(error).strip().splitlines() or [type(error).__name__]  # an error may come without a message

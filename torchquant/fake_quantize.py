@@ -8,6 +8,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from torchquant.not_compiled import not_compiled
 from torchquant.observers import HistogramObserver, MovingAverageMinMaxObserver, QuantizationState, make_observer, state_shape
 from torchquant.process_group import check_even_inputs, merge_observers, merge_ranges, training_group
 from torchquant.qconfig import QuantSpec
@@ -91,7 +92,7 @@ class FakeQuantize(QuantizationState):
         if enabled:
             self._finish_calibration()
 
-    @torch.compiler.disable  # it reads the device
+    @not_compiled  # it reads the device
     def _finish_calibration(self) -> None:
         self._notice_copied_state()
         if self._progress == _SEEN:
@@ -178,6 +179,8 @@ class FakeQuantize(QuantizationState):
             group = None if self.of_parameter else training_group()
             if self.fake_quant_enabled and self._fused and group is None:
                 return self._observe_and_fake_quantize(x)
+            if group is not None and self._takes_one_pass():
+                return self._fake_quantize_and_observe(x)
             self._observe(x, group)
         if not self.fake_quant_enabled:
             return x
@@ -209,6 +212,10 @@ class FakeQuantize(QuantizationState):
         if self.spec.learns:
             self.observer_enabled = False  # from here on training moves the scale
 
+    def _takes_one_pass(self) -> bool:
+        """Whether this step of several processes quantizes with the range of the steps before it, by the op that observes too."""
+        return self._fused and self.spec.axis is None and self.fake_quant_enabled and self._progress == _HAS_QPARAMS
+
     def _check_merges(self) -> None:
         starts_learning = self.spec.learns and self.fake_quant_enabled
         if isinstance(self.observer, HistogramObserver) and not starts_learning:
@@ -219,6 +226,7 @@ class FakeQuantize(QuantizationState):
 
     def _merge_first_batch(self, group) -> None:
         """One scale from the start: what follows in this very forward depends on it."""
+        check_even_inputs()
         if isinstance(self.observer, HistogramObserver):
             merge_observers([self.observer], group, "fake_quantize")
         else:
@@ -242,6 +250,13 @@ class FakeQuantize(QuantizationState):
             x, observer.min_val, observer.max_val, observer.nonfinite_count, self.scale, self.zero_point,
             averaging_constant=spec.averaging_constant, axis=spec.axis, symmetric=spec.symmetric,
             quant_min=spec.quant_min, quant_max=spec.quant_max,
+        )  # fmt: skip
+
+    def _fake_quantize_and_observe(self, x: Tensor) -> Tensor:
+        observer = self.observer
+        return _ops.fake_quantize_and_observe(
+            x, *self._qparams_for_backward(), observer.min_val, observer.max_val, observer.nonfinite_count,
+            averaging_constant=self.spec.averaging_constant, **self._codes(),
         )  # fmt: skip
 
     def _fake_quantize(self, x: Tensor) -> Tensor:
@@ -301,7 +316,7 @@ class FakeQuantize(QuantizationState):
             getattr(self, name).data = torch.ones(shape, device=device)
 
 
-@torch.compiler.disable
+@not_compiled
 def _merge(prepared: nn.Module, group) -> None:
     merged = [module for module in prepared.modules() if isinstance(module, FakeQuantize) and _merges_ranges(module)]
     if not merged:

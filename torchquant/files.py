@@ -1,10 +1,14 @@
-"""Writing text files whole or not at all, as every save does."""
+"""Writing files whole or not at all, as every save and every plot does."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -21,6 +25,16 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     except BaseException:
         os.unlink(beside)
         raise
+
+
+def save_figure(figure: Figure, path: str | os.PathLike, **options) -> None:
+    """Like `figure.savefig(path, **options)`, but a file that was there is replaced only once the new one is whole."""
+    path = Path(path)
+    # In a folder beside `path`: the drawing has its own name there, of which matplotlib takes the format.
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
+        whole = Path(beside) / path.name
+        figure.savefig(whole, **options)
+        whole.replace(path)
 
 
 def _mode_of(path: Path) -> int:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.jit import _builtins
 
-__all__ = ["dequantize", "fake_quantize", "quantize"]
+__all__ = ["dequantize", "fake_quantize", "kv_cache_append", "kv_cache_attention", "quantize"]
 
 
 def _as_parameter(value, device: torch.device) -> Tensor:
@@ -124,6 +124,61 @@ def dequantize(
     scale = _as_parameter(scale, q.device)
     zero_point = _as_parameter(zero_point, q.device)
     return torch.ops.torchquant.dequantize(q, scale, zero_point, axis=axis, group_size=group_size, dtype=dtype)
+
+
+def kv_cache_append(
+    key: Tensor, value: Tensor, key_cache: Tensor, key_scale: Tensor, value_cache: Tensor, value_scale: Tensor, lengths: Tensor
+) -> None:
+    """Stores the keys and values of new tokens in an int8 cache, each row with a scale of its own.
+
+    A row is one token of one head: ``scale = absmax / 127`` over its finite values, codes in [-127, 127]. The tokens of
+    sequence ``b`` go to the places from ``lengths[b]`` on; ``lengths`` itself is the caller's to increase afterwards.
+
+    Args:
+        key, value: float32, bfloat16 or float16, ``[batch, heads, tokens, head_dim]``.
+        key_cache, value_cache: int8 ``[batch, heads, capacity, head_dim]``, contiguous, written in place; ``head_dim`` is a
+            multiple of 4.
+        key_scale, value_scale: float32 ``[batch, heads, capacity]``, contiguous, written in place.
+        lengths: int32 ``[batch]`` on the device of the cache: tokens that are in it already.
+
+    Raises:
+        RuntimeError: naming the argument, what is allowed and what it got. On the CPU also where a sequence has no room,
+            before anything is written; on CUDA, which does not read ``lengths`` back, tokens without room are not stored.
+    """
+    torch.ops.torchquant.kv_cache_append(key, value, key_cache, key_scale, value_cache, value_scale, lengths)
+
+
+def kv_cache_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    key_scale: Tensor,
+    value_cache: Tensor,
+    value_scale: Tensor,
+    lengths: Tensor,
+    *,
+    scale: Optional[float] = None,
+) -> Tensor:
+    """Attention of one query token per sequence over an int8 cache: ``softmax(q k^T * scale) v`` in float32 sums.
+
+    The scales of the keys multiply the scores and those of the values the weights, so that codes are never written out as
+    floats. Query heads that are neighbours share a head of the cache (grouped-query attention, Ainslie et al., "GQA", 2023).
+
+    Args:
+        query: float32, bfloat16 or float16, ``[batch, query_heads, 1, head_dim]``, ``query_heads`` a multiple of ``heads``.
+        key_cache, key_scale, value_cache, value_scale: as :func:`kv_cache_append` fills them.
+        lengths: int32 ``[batch]`` on the device of the cache: tokens to attend to, the newest included. 0 gives zeros.
+        scale: of the scores; ``1 / sqrt(head_dim)`` by default.
+
+    Returns:
+        A tensor with the shape and dtype of ``query``. It carries no gradient.
+
+    Raises:
+        RuntimeError: naming the argument, what is allowed and what it got. On CUDA ``head_dim`` must be 64 or 128, and at most
+            16 query heads may share a head of the cache.
+    """
+    return torch.ops.torchquant.kv_cache_attention(
+        query, key_cache, key_scale, value_cache, value_scale, lengths, scale=scale
+    )
 
 
 # TorchScript compiles no keyword-only arguments with defaults, but the ops' schemas have them.

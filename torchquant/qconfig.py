@@ -7,12 +7,12 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
-import yaml
 from torch import nn
 
 from torchquant.errors import nearest
@@ -217,7 +217,7 @@ class QConfigMapping:
 
     A name is a regular expression that must match the whole path in `named_modules()`. None keeps a module float. A module
     without an entry of its own takes its parent's. A name beats a type, and a type beats the default; of two names or two
-    types that fit, the later wins. A name that fits no module is an error.
+    types that fit, the later wins. A name that fits no module is an error, a type that does a warning.
     """
 
     default: QConfig | None = None
@@ -253,6 +253,7 @@ class QConfigMapping:
         """Path of every module -> its QConfig, None for what stays float. `training` decides "auto" observers."""
         modules = dict(model.named_modules(remove_duplicate=False))
         self._check_names_fit(modules)
+        self._warn_of_types_that_fit_nothing(modules)
         by_name, by_type = {}, {}
         for path, module in modules.items():  # parents come before their children
             parent = path.rpartition(".")[0] if path else None
@@ -273,6 +274,17 @@ class QConfigMapping:
                 f"QConfigMapping: the name {pattern!r} matches no module of {type(modules['']).__name__}; nearest: "
                 f"{meant}"
             )
+
+    def _warn_of_types_that_fit_nothing(self, modules: dict[str, nn.Module]) -> None:
+        """No error, unlike a name: one mapping serves many models, not all of which have every type of layer."""
+        types = {_class_name(type(module)) for module in modules.values()}
+        for cls, _ in self._types:
+            if not any(isinstance(module, cls) for module in modules.values()):
+                warnings.warn(
+                    f"QConfigMapping: the type {_class_name(cls)} matches no module of {type(modules['']).__name__}; nearest: "
+                    f"{nearest(_class_name(cls), sorted(types))}",
+                    stacklevel=2,
+                )
 
     def to_dict(self) -> dict:
         """Plain values, for YAML and JSON; `from_dict` reads them."""
@@ -302,6 +314,8 @@ class QConfigMapping:
         if _format_of(path, "save") == "json":
             text = json.dumps(self.to_dict(), indent=2) + "\n"
         else:
+            import yaml  # here and below: only who saves or loads a mapping pays for it
+
             text = yaml.safe_dump(self.to_dict(), sort_keys=False)
         write_text(path, text)
 
@@ -312,6 +326,8 @@ class QConfigMapping:
         Raises ValueError, naming the file, for one that cannot be parsed, another version, or an unknown field (with the nearest
         names); layer names are checked against a model when the mapping is used.
         """
+        import yaml
+
         try:
             text = Path(path).read_text(encoding="utf-8")
             values = json.loads(text) if _format_of(path, "load") == "json" else yaml.safe_load(text)

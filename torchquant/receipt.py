@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 
-from rich.console import Console
-from rich.table import Table
+from torchquant.shown_as_table import ShownAsTable, new_table
 
 
-class Receipt:
+class Receipt(ShownAsTable):
     """The rows that the converter wrote, one dict per layer:
 
     ``layer``, ``kind``, ``precision`` ("int8", "int4", "float"), ``kernel``, ``reason`` (why it stayed float), ``fused`` (what the
     kernel took in besides the layer), ``inputs`` and ``output`` (paths of the activation fake-quants read and written), ``fallback``
     (it was asked to be quantized and stayed float).
     """
+
+    _text_width = 140
 
     def __init__(self, rows: list[dict]):
         self.rows = rows
@@ -36,22 +36,14 @@ class Receipt:
         """The rows of layers that were asked to be quantized and stayed float."""
         return [row for row in self.rows if row["fallback"]]
 
-    def table(self) -> Table:
-        table = Table(title="Lowering receipt", caption=_summary_line(self.summary()))
+    def table(self):
+        table = new_table(title="Lowering receipt", caption=_summary_line(self.summary()))
         for heading in ("layer", "kind", "precision", "kernel", "fused / reason"):
             table.add_column(heading, overflow="fold")
         for row in self.rows:
             detail = row["reason"] or ", ".join(row["fused"])
             table.add_row(row["layer"], row["kind"], row["precision"], row["kernel"], detail)
         return table
-
-    def __rich__(self) -> Table:
-        return self.table()
-
-    def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=140)
-        console.print(self)
-        return console.file.getvalue()
 
     def __repr__(self) -> str:
         return f"Receipt({_summary_line(self.summary())})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import inspect
@@ -13,9 +12,10 @@ from collections.abc import Mapping
 import torch
 from torch.utils import _pytree as pytree
 
+from torchquant.errors import first_line, last_line
 from torchquant.fake_quantize import FakeQuantize
 from torchquant.prepare import PreparedModel, observe_weights
-from torchquant.prepare.example_run import evaluating, repeatable, unpack
+from torchquant.prepare.example_run import repeatable, unpack, without_fused_attention
 from torchquant.progress import ProgressBar
 
 
@@ -51,7 +51,7 @@ class Trace:
                 self._check_lengths()
 
     def run_model(self, inputs: tuple):
-        with torch.no_grad(), repeatable(), _without_fused_attention():
+        with torch.no_grad(), repeatable(), without_fused_attention():
             return self.model(*_clones(inputs))
 
     def run_script(self, inputs: tuple):
@@ -60,7 +60,7 @@ class Trace:
             return self.script(*_clones(inputs))
 
     def _trace(self) -> torch.jit.ScriptModule:
-        with torch.no_grad(), repeatable(), _without_fused_attention(), warnings.catch_warnings(record=True) as noted:
+        with torch.no_grad(), repeatable(), without_fused_attention(), warnings.catch_warnings(record=True) as noted:
             # The tracer's guesses about baked-in sizes are answered by our checks; its deprecation is not the user's matter.
             warnings.simplefilter("always")
             script = torch.jit.trace(self.model, self.inputs, check_trace=False, strict=False)
@@ -86,7 +86,7 @@ class Trace:
         try:
             expected = self.run_model(inputs)
         except Exception as error:  # the model's own limit, whatever it raises
-            self.checks.append({"check": what, "skipped": f"the model takes only {size}: {_first_line(error)}"})
+            self.checks.append({"check": what, "skipped": f"the model takes only {size}: {first_line(error)}"})
             return
         self._check(what, inputs, expected, f"fixes the {what} at {size}, while the model also runs with {new_size}; pass fixed_shapes=True "
                     "if only the example's shapes matter")
@@ -95,7 +95,7 @@ class Trace:
         try:
             actual = self.run_script(inputs)
         except RuntimeError as error:
-            raise ValueError(f"convert: the trace of the model {blame} (running it failed: {_last_line(error)})") from error
+            raise ValueError(f"convert: the trace of the model {blame} (running it failed: {last_line(error)})") from error
         if not _same(expected, actual):
             raise ValueError(f"convert: the trace of the model {blame} (its results differ from the model's)")
         self.checks.append({"check": what, "shapes": [list(leaf.shape) for leaf in pytree.tree_leaves(inputs)]})
@@ -124,6 +124,7 @@ def _evaluation_copy(prepared: torch.nn.Module) -> torch.nn.Module:
     if not fake_quants:
         raise ValueError(f"convert: {type(prepared).__name__} holds no fake-quant; make one with torchquant.prepare or prepare_qat")
     _check_observed(fake_quants)
+    _warn_of_plain_forwards(fake_quants)
     for fake_quant in fake_quants.values():
         fake_quant.enable_fake_quant(True)
     for module in list(model.modules()):
@@ -143,6 +144,20 @@ def _check_observed(fake_quants: dict[str, FakeQuantize]) -> None:
         raise ValueError(
             f"convert: {', '.join(broken)} met infinite or NaN values in calibration or training; check data and model, "
             "then run torchquant.calibrate on finite batches"
+        )
+
+
+def _warn_of_plain_forwards(fake_quants: dict[str, FakeQuantize]) -> None:
+    """Observers are on from prepare on, so that trying the model out once looks like calibration on one batch."""
+    open_ones = [
+        name for name, fake_quant in fake_quants.items()
+        if fake_quant.observer_enabled and not fake_quant.fake_quant_enabled and not (fake_quant.spec.dynamic or fake_quant.of_parameter)
+    ]  # fmt: skip
+    if open_ones:
+        warnings.warn(
+            f"convert: torchquant.calibrate was not run; the ranges of {len(open_ones)} tensors ({open_ones[0]} first) are those of whatever "
+            "the model ran on since it was prepared. Run torchquant.calibrate(prepared, batches) on typical inputs first",
+            stacklevel=5,
         )
 
 
@@ -234,27 +249,8 @@ def flat_output(output):
     return tuple(flat_output(value) for value in values if value is not None)
 
 
-@contextlib.contextmanager
-def _without_fused_attention():
-    # In eval mode nn.TransformerEncoderLayer would run one fused kernel that reads the float weights past their fake-quants.
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
 def _clones(inputs: tuple) -> tuple:
     return pytree.tree_map(torch.clone, inputs)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]  # TorchScript's own text comes before
 
 
 def _size(inputs: tuple, dim: int) -> int | None:

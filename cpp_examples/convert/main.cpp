@@ -18,11 +18,19 @@ constexpr const char* kUsage =
     "  PREPARED          a prepared model as TorchScript: torchquant.trace(prepared, example_inputs).save(path)\n"
     "  OUTPUT            the integer model; torchquant::load and torchquant.load read it\n"
     "  --receipt         write the receipt as JSON: for each layer its kernel, or why it stayed float\n"
-    "  --allow-fallback  leave a layer float that cannot be lowered, instead of refusing\n";
+    "  --allow-fallback  leave a layer float that cannot be lowered, instead of refusing\n"
+    "  --help            print this\n"
+    "Prints the receipt: for each layer its kernel, or why it stayed float.\n"
+    "\n"
+    "In Python:  prepared = torchquant.prepare(model, example, torchquant.qconfigs.int8_static())\n"
+    "            torchquant.calibrate(prepared, batches)\n"
+    "            torchquant.trace(prepared, example).save('prepared.pt')\n"
+    "Here:       convert prepared.pt model.pt --receipt receipt.json\n";
 
 struct Options {
   std::string prepared, output, receipt;
   torchquant::ConvertOptions convert;
+  bool help = false;
 };
 
 Options parse(int argc, char** argv) {
@@ -35,6 +43,9 @@ Options parse(int argc, char** argv) {
     } else if (argument == "--receipt") {
       if (i + 1 == argc) throw std::invalid_argument("--receipt needs a file");
       options.receipt = argv[++i];
+    } else if (argument == "--help" || argument == "-h") {
+      options.help = true;
+      return options;
     } else if (argument.starts_with("--")) {
       throw std::invalid_argument("unknown option " + argument);
     } else {
@@ -54,12 +65,17 @@ void write_receipt(const torchquant::Receipt& receipt, const std::string& path) 
 }
 
 void run_example(const Options& options) {
+  if (options.help) {
+    std::cout << kUsage;
+    return;
+  }
   const torch::jit::Module prepared = torch::jit::load(options.prepared, at::kCPU);
   const torchquant::ConvertResult result = torchquant::convert(prepared, options.convert);
   torchquant::save(result.module, result.receipt, options.output);
   if (!options.receipt.empty()) write_receipt(result.receipt, options.receipt);
   for (const torchquant::ReceiptRow& row : result.receipt.rows) {
-    std::cout << row.layer << "  " << row.kind << "  " << row.precision << "  " << (row.reason.empty() ? row.kernel : row.reason) << "\n";
+    std::cout << row.layer << "  " << row.kind << "  " << row.precision << "  "
+              << (row.reason.empty() ? row.kernel : row.reason) << "\n";
   }
 }
 

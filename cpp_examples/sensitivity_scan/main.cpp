@@ -26,15 +26,22 @@ constexpr const char* kUsage =
     "  INPUTS    a file that torch.save(tensor) or torch.save((tensor, ...)) wrote\n"
     "  --batch   rows per call; all rows if not given      --threads  CPU threads\n"
     "  --json    print one JSON document\n"
+    "  --help    print this\n"
     "Prints the layers from the one that hurts most: SQNR of the output in dB with that layer alone quantized, and "
     "with\n"
-    "all layers but that one.\n";
+    "all layers but that one.\n"
+    "\n"
+    "In Python:  prepared = torchquant.prepare(model, example, torchquant.qconfigs.int8_static())\n"
+    "            torchquant.calibrate(prepared, batches)\n"
+    "            torchquant.trace(prepared, example).save('prepared.pt')\n"
+    "            torch.save(example, 'inputs.pt')\n"
+    "Here:       sensitivity_scan prepared.pt inputs.pt --batch 64\n";
 
 struct Options {
   std::string prepared, inputs;
   int64_t batch = std::numeric_limits<int64_t>::max();
   int threads = 0;
-  bool json = false;
+  bool json = false, help = false;
 };
 
 // `Number` is the type that the option is used in, so that a number beyond it is refused and not cut off.
@@ -65,6 +72,9 @@ Options parse(int argc, char** argv) {
       options.threads = positive_number<int>(argument, value());
     } else if (argument == "--json") {
       options.json = true;
+    } else if (argument == "--help" || argument == "-h") {
+      options.help = true;
+      return options;
     } else if (argument.starts_with("--")) {
       throw std::invalid_argument("unknown option " + argument);
     } else {
@@ -102,8 +112,19 @@ std::vector<std::vector<c10::IValue>> in_batches(const std::vector<c10::IValue>&
   return batches;
 }
 
-// JSON has no infinity, the SQNR of an output without error: null.
-std::string number(double db) { return std::isfinite(db) ? std::to_string(db) : "null"; }
+// JSON has no infinity. The words are those of torchquant scan --json: "inf" for an output without error, "-inf" for
+// one that holds NaN or infinity.
+std::string number(double db) {
+  if (std::isfinite(db)) return std::to_string(db);
+  return db > 0 ? "\"inf\"" : "\"-inf\"";
+}
+
+std::string decibels(double db) {
+  if (!std::isfinite(db)) return db > 0 ? "exact" : "not finite";
+  char text[32];
+  std::snprintf(text, sizeof text, "%.2f dB", db);
+  return text;
+}
 
 void print_json(const torchquant::SensitivityScan& scan) {
   std::printf("{\"quantized_sqnr_db\": %s, \"ranking\": [", number(scan.quantized_sqnr_db).c_str());
@@ -119,14 +140,18 @@ void print_json(const torchquant::SensitivityScan& scan) {
 }
 
 void print_table(const torchquant::SensitivityScan& scan) {
-  std::printf("SQNR of the output: %.2f dB with all layers quantized\n", scan.quantized_sqnr_db);
+  std::printf("SQNR of the output: %s with all layers quantized\n", decibels(scan.quantized_sqnr_db).c_str());
   for (const torchquant::LayerSensitivity& row : scan.ranking()) {
-    std::printf("%-40s %-18s alone %8.2f dB   all but this %8.2f dB\n", row.layer.c_str(), row.kind.c_str(),
-                row.alone_sqnr_db, row.but_one_sqnr_db);
+    std::printf("%-40s %-18s alone %11s   all but this %11s\n", row.layer.c_str(), row.kind.c_str(),
+                decibels(row.alone_sqnr_db).c_str(), decibels(row.but_one_sqnr_db).c_str());
   }
 }
 
 void run_example(const Options& options) {
+  if (options.help) {
+    std::cout << kUsage;
+    return;
+  }
   if (options.threads > 0) at::set_num_threads(options.threads);
   const torch::jit::Module prepared = torch::jit::load(options.prepared, at::kCPU);
   const std::vector<c10::IValue> inputs = torchquant::load_inputs(options.inputs);

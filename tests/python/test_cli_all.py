@@ -1,6 +1,7 @@
 """What holds for every command of the command line: it teaches, it has --json, and it is plain where there is no terminal."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,4 +62,5 @@ def test_no_escape_codes_and_no_bars_without_a_terminal(model, tmp_path):
     arguments = repr([[str(part) for part in line] for line in lines])
     done = subprocess.run([sys.executable, "-c", program, arguments], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert "\x1b" not in done.stdout and done.stderr == ""
+    assert "\x1b" not in done.stdout
+    assert re.fullmatch(r"([a-z ]+:( \d+ of \d+,)? \d+ s\n)*", done.stderr)  # of a machine so slow that progress is due

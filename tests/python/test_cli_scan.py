@@ -87,12 +87,27 @@ def test_a_prepared_file_ranks_as_the_model_does(run):
     assert "Sensitivity of layers" in run("prepared.pt", "x.pt").stdout
 
 
+def test_a_list_is_of_batches_and_a_tuple_of_arguments(run):
+    whole = json.loads(run("prepared.pt", "x.pt", "--json").stdout)
+    x = torch.load("x.pt")
+    for name, held in (("list.pt", [x[:3], (x[3:],)]), ("tuple.pt", (x,))):
+        torch.save(held, name)
+        done = run("prepared.pt", name, "--json")
+        assert done.exit_code == 0, done.output
+        result = json.loads(done.stdout)
+        assert result["quantized_sqnr_db"] == pytest.approx(whole["quantized_sqnr_db"], abs=1e-3)
+    torch.save([], "empty.pt")
+    assert "it holds an empty list" in " ".join(run("prepared.pt", "empty.pt").stderr.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "give either --model, or the files PREPARED and INPUTS"),
         (("prepared.pt",), "a prepared file needs INPUTS too"),
-        (("prepared.pt", "dict.pt"), "'dict.pt' must hold a tensor or a tuple of tensors"),
+        (("prepared.pt", "dict.pt"), "'dict.pt' must hold a tensor, a tuple of tensors (the arguments of one call), or a list of such batches"),
+        (("prepared.pt", "x.pt", "--max-size-mb", "1"), "--max-size-mb needs --model: a prepared file is ranked as it is, by the SQNR"),
+        (("prepared.pt", "x.pt", "--output", "out"), "--output needs --model: a prepared file is ranked as it is, by the SQNR"),
         (("x.pt", "x.pt"), "'x.pt' is not a TorchScript file that can be read"),
         (("--model", "scanned_net:build"), "give --calibration, or --example-inputs"),
         (("--model", "scanned_net", *PYTHON[2:]), "is neither a file nor a target such as package.module:function"),

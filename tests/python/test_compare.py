@@ -422,7 +422,7 @@ def test_compare_on_the_command_line(files, tmp_path):
 def test_a_converted_file_alone_has_the_layers_that_end_in_floats(files):
     result = run("compare", files / "float.pt", files / "model.pt", "--inputs", files / "inputs.pt", "--json")
     report = json.loads(result.stdout)
-    assert {row["layer"] for row in report["rows"] if row["converted"]} == {"fc", "head"}
+    assert {row["layer"] for row in report["rows"] if row["converted"]} == {"fc", "ln", "head"}
     assert report["remarks"] == ["only the outputs of layers with weights are compared: give the prepared file for the rest"]
 
 

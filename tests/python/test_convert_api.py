@@ -3,8 +3,11 @@
 import collections
 import copy
 import dataclasses
+import gc
 import pickle
 import sys
+import warnings
+import weakref
 
 import pytest
 import torch
@@ -326,6 +329,93 @@ def test_a_converted_model_pickles():
     copy = pickle.loads(pickle.dumps(quantized))
     assert torch.equal(copy(x, True, x), quantized(x, True, x))
     assert copy.receipt.rows == quantized.receipt.rows and copy.drift == quantized.drift
+
+
+@pytest.mark.parametrize("changed", ["model", "script", "model around it"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: module.half(),
+        lambda module: module.bfloat16(),
+        lambda module: module.double(),
+        lambda module: module.to(torch.float16),
+        lambda module: module.to("cpu", torch.bfloat16),
+        lambda module: module.type(torch.float32),
+        lambda module: module.to("meta"),
+    ],
+    ids=["half", "bfloat16", "double", "dtype", "device and dtype", "type", "meta"],
+)
+def test_the_dtypes_of_a_converted_model_are_its_own(change, changed):
+    x = torch.randn(3, 4)
+    quantized = quantize(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), x)
+    for model in (quantized, copy.deepcopy(quantized), pickle.loads(pickle.dumps(quantized))):
+        expected = model(x)
+        # some of these torch itself refuses of any script
+        refusals = "computes on integers with fp32 scales|cannot move to the meta device|is not supported on ScriptModules"
+        with pytest.raises((TypeError, RuntimeError), match=refusals):
+            change({"model": model, "script": model.script, "model around it": nn.Sequential(model)}[changed])
+        assert torch.equal(model(x), expected)
+        assert torch.equal(model.to("cpu").float()(x), expected)
+
+
+def test_a_converted_model_cannot_be_emptied():
+    x = torch.randn(3, 4)
+    quantized = quantize(nn.Sequential(nn.Linear(4, 4)), x)
+    expected = quantized(x)
+    with pytest.raises(TypeError, match="cannot be emptied"):
+        quantized.to_empty(device="cpu")
+    assert torch.equal(quantized(x), expected)
+
+
+def test_a_converted_model_is_freed_with_its_last_user():
+    x = torch.randn(3, 4)
+    quantized = quantize(nn.Sequential(nn.Linear(4, 4)), x)
+    quantized(x)
+    script = weakref.ref(quantized.script)
+    gc.disable()
+    try:
+        del quantized
+        assert script() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(([1.0],), "tensors; got list for 'input'"), (("a",), "tensors; got str for 'input'"), ((), "'input' is missing")],
+    ids=["list", "str", "nothing"],
+)
+def test_what_is_no_tensor_is_named(arguments, message):
+    quantized = quantize(nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 4))
+    with pytest.raises(TypeError, match=message):
+        quantized(*arguments)
+
+
+def test_inputs_that_do_not_fit_are_named_with_what_the_layer_takes():
+    x = torch.randn(2, 3, 8, 8)
+    quantized = quantize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)), x)
+    message = (
+        r"this converted model does not run on inputs of shape \[2, 4, 8, 8\]: quantized_conv: x must have 3 channels .its second dimension. "
+        r"for weight of shape \[4, 3, 3, 3\] and groups 1, got x of shape \[2, 4, 8, 8\]$"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        quantized(torch.randn(2, 4, 8, 8))
+
+
+def test_one_forward_is_no_calibration():
+    model, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 4)
+    prepared = tq.prepare(model, x, tq.qconfigs.int8_static())
+    prepared(x)
+    with pytest.warns(UserWarning, match="torchquant.calibrate was not run; the ranges of 1 tensors .*are those of whatever the model ran on") as noted:
+        tq.convert(prepared, x)
+    assert noted[0].filename == __file__
+    tq.calibrate(prepared, [x])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        tq.convert(prepared, x)
+        qat = tq.prepare_qat(model, x, tq.qconfigs.int8_static())
+        qat(x)
+        tq.convert(qat, x)
 
 
 def test_a_converted_model_that_computes_something_else_is_an_error(monkeypatch):

@@ -89,6 +89,15 @@ def test_sensitivity_scan_ranks_as_python_does(programs, case, batch):
     assert [line.split()[0] for line in table[1:]] == [row["layer"] for row in result["ranking"]]
 
 
+@pytest.mark.parametrize("name", ["run_quantized", "convert", "sensitivity_scan"])
+def test_help_teaches(programs, name):
+    for option in ("--help", "-h"):
+        done = run(programs[name], option)
+        assert done.returncode == 0 and not done.stderr
+    for part in (f"usage: {name} ", "In Python:  ", f"Here:       {name} ", "--help"):
+        assert part in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -103,6 +112,7 @@ def test_sensitivity_scan_ranks_as_python_does(programs, case, batch):
         (("run_quantized", "model.pt", "no_rows.pt"), "'no_rows.pt' holds a tensor without rows"),
         (("run_quantized", "model.pt", "no_tensors.pt"), "'no_tensors.pt' holds an empty tuple"),
         (("run_quantized", "model.pt", "uneven.pt"), "'uneven.pt' holds tensors with different numbers of rows"),
+        (("run_quantized", "model.pt", "x.pt", "--device", "gpu"), "--device needs cpu, cuda or cuda:N; got 'gpu'"),
         (("run_quantized", "x.pt", "x.pt"), "is not a TorchQuant file"),
         (("run_quantized", "model.pt", "absent.pt"), "No such file or directory"),
         (("convert", "prepared.pt"), "expected PREPARED and OUTPUT"),

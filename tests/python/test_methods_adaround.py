@@ -188,7 +188,7 @@ def test_it_composes_with_the_other_methods_and_training_starts_from_its_codes()
 
 def test_bad_input_is_refused_and_changes_nothing():
     x = torch.randn(4, 4)
-    with pytest.raises(TypeError, match="adaround: prepared must be a model that torchquant.prepare or prepare_qat returned, got Linear"):
+    with pytest.raises(TypeError, match="adaround: expected a model that torchquant.prepare or prepare_qat returned, got Linear"):
         adaround(nn.Linear(4, 4), [x])
     with pytest.raises(ValueError, match="the model is not calibrated, run torchquant.calibrate first"):
         adaround(tq.prepare(nn.Linear(4, 4), x, weights(4)), [x])

@@ -134,7 +134,7 @@ def test_what_has_no_place_for_a_bias_says_so():
 
 def test_bad_input_is_refused_and_changes_nothing():
     x = torch.randn(4, 4)
-    with pytest.raises(TypeError, match="prepared must be a model that torchquant.prepare or prepare_qat returned, got Linear"):
+    with pytest.raises(TypeError, match="expected a model that torchquant.prepare or prepare_qat returned, got Linear"):
         bias_correction(nn.Linear(4, 4), [x])
     with pytest.raises(ValueError, match="bias_correction: the model is not calibrated, run torchquant.calibrate first"):
         bias_correction(tq.prepare(nn.Linear(4, 4), x, COARSE), [x])

@@ -202,3 +202,29 @@ def test_bad_batches_are_refused():
         smooth_quant(model, x, [x, torch.randn(1, 3)])
     with pytest.raises(ValueError, match="smooth_quant: the inputs of 1 are infinite or NaN"):
         smooth_quant(model, x, [torch.full((1, 2), torch.nan)])
+
+
+class GroupedQueries(nn.Module):
+    """Two query heads read one key head and one value head, as in Ainslie et al. (EMNLP 2023)."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.out = nn.LayerNorm(8), nn.Linear(8, 8)
+        self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.norm(x)
+        query = self.query(x).unflatten(-1, (2, 4)).transpose(1, 2)
+        key, value = (tensor.unsqueeze(1).repeat_interleave(2, dim=1) for tensor in (self.key(x), self.value(x)))
+        return self.out(nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+def test_layers_of_attention_that_are_skipped_are_named_with_the_reason():
+    x = torch.randn(2, 5, 8)
+    report = smooth_quant(GroupedQueries().eval(), x, [x]).torchquant_methods[-1]
+    assert {"query, key, value", "out"} == {row["layer"] for row in report.rows} and report.changed == ["query, key, value"]
+    assert "repeat_interleave" in report.left_alone["out"]
+    decoder = nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
+    report = smooth_quant(decoder, (x, torch.randn(2, 3, 8)), [(x, torch.randn(2, 3, 8))]).torchquant_methods[-1]
+    crossing = [reason for layer, reason in report.left_alone.items() if "multihead_attn" in layer]
+    assert crossing and all("its weight is a part of a parameter" in reason or "cannot" in reason or "read" in reason for reason in crossing)

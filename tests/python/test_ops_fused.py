@@ -108,6 +108,93 @@ def test_state_under_inference_mode():
     assert state[1].item() == 1.0
 
 
+# What the forward holds decides whether the backward needs a mask: every value inside, one outside, or one not finite.
+FORWARDS = {"nothing clipped": None, "clipped": 9.0, "infinite": INF, "NaN": float("nan")}
+
+
+def with_one_value(shape, value):
+    x = torch.rand(shape) * 2 - 1
+    x.view(-1)[-1] = x.max() if value is None else value
+    return x
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("shape", [(1,), (4095,), (4097,), (3, 70001)], ids=str)
+def test_quantizing_and_observing_in_one_pass_is_both_ops(shape, forward):
+    x = with_one_value(shape, FORWARDS[forward])
+    scale, zero_point = torch.tensor([2 / 255]), torch.tensor([128.0])
+    one, other = (x.clone().requires_grad_() for _ in range(2))
+    state, expected_state = ([torch.tensor([-0.5]), torch.tensor([0.5]), torch.zeros(1, dtype=torch.int64)] for _ in range(2))
+    y = ops.fake_quantize_and_observe(one, scale, zero_point, *state, averaging_constant=0.1, quant_min=0, quant_max=255)
+    ops.observe_moving_average(x, *expected_state, averaging_constant=0.1)
+    expected = tq.fake_quantize(other, scale, zero_point, quant_min=0, quant_max=255)
+    torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+    assert all(torch.equal(a, b) for a, b in zip(state, expected_state, strict=True))
+    grad = torch.randn(shape)
+    y.backward(grad)
+    expected.backward(grad)
+    assert torch.equal(one.grad, other.grad)
+    assert torch.equal(one.grad, grad) == (forward == "nothing clipped")
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("axis", [None, 0, 1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_gradient_is_that_of_the_mask_whatever_was_clipped(axis, layout, forward):
+    x = with_one_value((4, 3, 6, 40), FORWARDS[forward]).to(memory_format=layout).requires_grad_()
+    state = new_state(1 if axis is None else x.size(axis))
+    state[0].fill_(-1.0)
+    state[1].fill_(1.0)
+    y = fused(x, state, averaging_constant=0.01, axis=axis)
+    grad = torch.randn(4, 3, 6, 40)
+    y.backward(grad)
+    assert torch.equal(x.grad, ops.fake_quantize_backward(grad, x.detach(), *state[3:], axis=axis, quant_min=0, quant_max=255))
+
+
+def test_an_unmasked_gradient_is_not_shared_with_what_the_user_holds():
+    x = torch.rand(50, requires_grad=True)
+    grad = torch.ones(50)
+    fused(x, new_state()).backward(grad)
+    assert torch.equal(x.grad, grad) and x.grad.data_ptr() != grad.data_ptr()
+
+
+def test_a_second_derivative_is_refused_whatever_was_clipped():
+    x = torch.rand(50, requires_grad=True)
+    (grad,) = torch.autograd.grad(fused(x, new_state()).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="fake_quantize_backward: has no derivative"):
+        grad.sum().backward()
+
+
+def test_an_output_takes_the_memory_of_one_that_is_gone_and_of_no_other():
+    x, state = torch.randn(123, 1001), new_state()
+    first, second = fused(x, state), fused(x, state)
+    place, values = first.data_ptr(), second.clone()
+    view = first[3:5]
+    del first
+    between = fused(x * 2, state)
+    assert between.data_ptr() != place  # the view holds it
+    del view
+    third = fused(x * 3, state)
+    assert third.data_ptr() == place and torch.equal(second, values)
+
+
+def test_the_storage_of_an_output_can_be_resized_like_any_other():
+    y = fused(torch.randn(123, 1001), new_state())
+    y.untyped_storage().resize_(0)
+    y.untyped_storage().resize_(4 * 123 * 1001)
+    assert y.resize_(200, 1001).shape == (200, 1001)
+
+
+@pytest.mark.parametrize("channels", [2, 200])
+def test_channels_are_observed_one_by_one_or_all_before(channels):
+    """Short channels are quantized right after they were seen, long ones in a second pass."""
+    x = torch.randn(channels, 40000 // channels)
+    state = new_state(channels)
+    y = fused(x, state, averaging_constant=1.0, axis=0, symmetric=True, quant_min=-127, quant_max=127)
+    assert torch.equal(state[0], x.amin(1)) and torch.equal(state[1], x.amax(1))
+    assert torch.equal(y, tq.fake_quantize(x, state[3], state[4], axis=0, quant_min=-127, quant_max=127))
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_whole_with_its_mutations(dynamic):
     eager, compiled = new_state(), new_state()

@@ -372,6 +372,20 @@ def test_bad_arguments(model, inputs, error, message):
         tq.prepare(model(), inputs, tq.qconfigs.int8_static())
 
 
+def test_a_model_without_values_is_refused():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(5, 2))
+    with pytest.raises(ValueError, match=r"0\.weight is on the meta device, which holds no values: call model\.to_empty\(device='cpu'\) and load"):
+        tq.prepare(model, X, tq.qconfigs.int8_static())
+
+
+@pytest.mark.parametrize("prepare", [tq.prepare, tq.prepare_qat])
+def test_a_compiled_model_is_refused(prepare):
+    for model in (torch.compile(Net()), nn.Sequential(torch.compile(Net()))):
+        with pytest.raises(TypeError, match="is what torch.compile returned .the model is its _orig_mod; compile what prepare returns.; prepare the"):
+            prepare(model, X, tq.qconfigs.int8_static())
+
+
 def test_weight_norm_by_hooks_is_refused():
     with pytest.warns(FutureWarning):
         layer = nn.utils.weight_norm(nn.Linear(4, 4))

@@ -52,6 +52,23 @@ def test_nothing_without_a_terminal(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_commands_write_lines_without_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SHOW_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.01)
+    lines = []
+
+    def two_lines():
+        lines.extend(capsys.readouterr().err.splitlines())
+        return len(lines) > 1
+
+    with progress.plain_lines(), ProgressBar("validating: fresh processes", total=6) as bar, ProgressBar("loading"):
+        bar.advance(2)
+        wait_for(lambda: two_lines() and any("2 of 6" in line for line in lines))
+    assert {line.rsplit(" ", 2)[0] for line in lines} >= {"validating: fresh processes: 2 of 6,", "loading:"}
+    with ProgressBar("outside", total=1) as bar:
+        assert bar._timer is None
+
+
 def test_nothing_before_it_is_due_nor_after_an_error(monkeypatch, capsys):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")

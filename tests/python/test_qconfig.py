@@ -162,6 +162,12 @@ def test_a_name_that_matches_nothing_lists_the_nearest(model):
         mapping.resolve(model)
 
 
+def test_a_type_that_matches_nothing_is_warned_of_with_the_nearest(model):
+    mapping = QConfigMapping(qconfigs.int8_static()).set_module_type(nn.Conv3d, None)
+    with pytest.warns(UserWarning, match="the type torch.nn.modules.conv.Conv3d matches no module of Sequential; nearest: 'torch.nn.modules.conv.Conv2d'"):
+        mapping.resolve(model)
+
+
 def test_an_alias_of_a_shared_module_can_be_named(model):
     model.append(model[2])
     assert QConfigMapping(qconfigs.int8_static()).set_module_name("3", None).resolve(model)["3"] is None

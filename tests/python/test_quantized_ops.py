@@ -315,7 +315,7 @@ def quantize_rows(x):
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape,channels", [((4, 33), 7), ((2, 3, 16), 5), ((1, 300), 65), ((8,), 3)])
+@pytest.mark.parametrize("shape,channels", [((4, 33), 7), ((2, 3, 16), 5), ((1, 300), 65), ((8,), 3), ((15, 64), 33), ((29, 128), 40)])
 def test_dynamic_equals_the_contract(shape, channels, dtype, bits):
     x, weight = (torch.randn(shape) * 3).to(dtype), random_weight(channels, shape[-1], bits=bits)
     weight_scale, bias = torch.rand(channels) * 0.01 + 1e-3, torch.randn(channels)

@@ -196,6 +196,18 @@ def test_histograms_are_of_the_worst_layers_and_those_not_finite_are_the_worst(r
     assert bars == {"exact": "exact", "good": "40.0 dB", "nan": "not finite", "zeros": "no signal", "low": "5.0 dB"}
 
 
+def test_all_histograms_or_the_worst_24_and_the_page_says_which(results, tmp_path):
+    row = results["comparison"].to_dict()["rows"][1]
+    rows = [{**row, "layer": f"layer{index}", "prepared": {**row["prepared"], "sqnr_db": float(index)}} for index in range(30)]
+    comparison = {"rows": rows, "first_bad": None, "min_sqnr_db": 15.0, "sentence": "", "remarks": []}
+    pages = []
+    for options in ({}, {"all_histograms": True}):
+        tq.report.write(tmp_path / "page.html", comparison=comparison, **options)
+        pages.append((tmp_path / "page.html").read_text())
+    assert [page.count("<svg") for page in pages] == [24, 30]
+    assert "of the 24 layers with the lowest SQNR, of 30" in pages[0] and "of all layers" in pages[1]
+
+
 # Whole or not at all
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from torchquant import _C
+from torchquant.analysis.sqnr import sqnr_db
 from torchquant.errors import no_such_layer
 from torchquant.observers import HistogramObserver, make_observer
 from torchquant.qconfig import QuantSpec
+from torchquant.shown_as_table import ShownAsTable, new_table
 
 # The signal-to-noise ratio of a full-range signal in 8 bits: 6.02 * 8 + 1.76 dB. Where the first layer's fall is measured from, and a
 # full bar in the report.
@@ -57,9 +56,7 @@ class Errors:
         is all zero and the other is not."""
         if self.nonfinite:
             return -math.inf
-        if self.noise == 0.0:
-            return math.inf
-        return 10.0 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+        return sqnr_db(self.signal, self.noise)
 
     @property
     def sqnr_text(self) -> str:
@@ -216,7 +213,7 @@ def clipped_mask(value: Tensor, fake_quant) -> Tensor:
     return passed == 0
 
 
-class Comparison:
+class Comparison(ShownAsTable):
     """What `torchquant.compare` found.
 
     ``rows`` has a ComparedLayer per layer in running order, ``remarks`` says what could not be compared.
@@ -279,8 +276,8 @@ class Comparison:
             "rows": [row.to_dict() for row in self.rows],
         }
 
-    def table(self) -> Table:
-        table = Table(title="Float against quantized, layer by layer", caption=" ".join([self.sentence, *self.remarks]))
+    def table(self):
+        table = new_table(title="Float against quantized, layer by layer", caption=" ".join([self.sentence, *self.remarks]))
         headings = ("layer", "kind", "prepared", "cosine", "max error", "clipped", "saturated", "converted", "saturated")
         for heading in headings:
             table.add_column(heading, overflow="fold", justify="left" if heading in ("layer", "kind") else "right")
@@ -313,14 +310,6 @@ class Comparison:
         from torchquant.analysis.histograms import draw_histograms  # matplotlib is only loaded where something is drawn
 
         draw_histograms(self.histogram(layer), path)
-
-    def __rich__(self) -> Table:
-        return self.table()
-
-    def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=160)
-        console.print(self)
-        return console.file.getvalue()
 
 
 def histogram_of(observer: HistogramObserver) -> list[tuple[list[float], Tensor]]:

@@ -7,7 +7,7 @@ import os
 import numpy as np
 from matplotlib.figure import Figure
 
-from torchquant.analysis.drawing import save_figure
+from torchquant.files import save_figure
 
 
 def draw_histograms(histogram: dict, path: str | os.PathLike) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from torchquant.prepare.example_run import unpack
+from torchquant.trees import tensors_in
 
 _FORMS = "give an iterable of (inputs, labels) batches, such as a DataLoader, or one (inputs, labels) tuple with everything"
 
@@ -23,11 +24,7 @@ class LabelledBatch:
     size: int  # samples: the first dimension of the inputs
 
     def shapes(self) -> str:
-        return ", ".join(str(list(leaf.shape)) for leaf in tensors_of((self.args, self.kwargs)))
-
-
-def tensors_of(tree) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+        return ", ".join(str(list(leaf.shape)) for leaf in tensors_in((self.args, self.kwargs)))
 
 
 def labelled_batches(data, batch_size: int) -> tuple[Iterator[LabelledBatch], int | None]:
@@ -57,7 +54,7 @@ def _checked(index: int, batch) -> LabelledBatch:
         raise ValueError(f"validate: batch {index} of data must be (inputs, labels), got {got}; several inputs go into one tuple or dict")
     inputs, labels = batch
     args, kwargs = unpack(tuple(inputs) if isinstance(inputs, list) else inputs, f"validate: the inputs of batch {index}")
-    leaves = tensors_of((args, kwargs))
+    leaves = tensors_in((args, kwargs))
     if not leaves or leaves[0].dim() == 0:
         raise ValueError(f"validate: the inputs of batch {index} hold no tensor with a batch dimension")
     size = leaves[0].size(0)

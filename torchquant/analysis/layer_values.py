@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from torchquant.agreement import Origins, ReceiptWatch
 from torchquant.calibrate import static_fake_quants
@@ -18,6 +17,7 @@ from torchquant.prepare.example_run import evaluating, without_fused_attention
 from torchquant.prepare.fx_placement import CONTAINER
 from torchquant.prepare.patterns import COMPUTE_MODULES
 from torchquant.prepare.quantized_parameter import weight_fake_quants
+from torchquant.trees import tensors_in
 
 
 @dataclass
@@ -54,7 +54,7 @@ class LayerOrigins(Origins):
         return result
 
     def _note_readers(self, func, args, kwargs, result) -> None:
-        tensors = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+        tensors = tensors_in(args)
         layers = [layer for tensor in tensors for layer in self.weights.get(tensor.data_ptr(), ())]
         if not layers:
             return
@@ -109,7 +109,7 @@ class _Recorder:
 
     def _leave(self, module, args, output):
         path, holds_others, _ = self.running.pop()
-        tensor = next((leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)), None)
+        tensor = next(iter(tensors_in(output)), None)
         if holds_others or tensor is None or not tensor.is_floating_point():
             return
         self._note(path, tensor)

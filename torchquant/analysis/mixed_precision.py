@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 Options = Sequence[Sequence[Mapping]]  # per layer, per option: quantity -> value; what is not asked for may be anything
 
@@ -50,6 +48,9 @@ def choose(options: Options, minimize: Sequence[str], limits: Mapping[str, float
 
 class _Problem:
     def __init__(self, options: Options, quantities: set[str]):
+        from scipy.optimize import LinearConstraint  # here and below: half a second that only proposals should pay
+        from scipy.sparse import csr_array
+
         self.sizes = [len(choices) for choices in options]
         self.starts = np.cumsum([0, *self.sizes[:-1]])
         flat = [option for choices in options for option in choices]
@@ -85,6 +86,9 @@ class _Problem:
         return None if choice is None else self.total(quantity, choice)
 
     def _run_solver(self, quantity: str, limits: Mapping[str, float]) -> list[int] | None:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array
+
         constraints = [self.one_each]
         for name, limit in limits.items():
             # The difference to the least total, in units of the largest one: the solver's tolerances are absolute.

@@ -7,8 +7,7 @@ import functools
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from torchquant import qconfigs
 from torchquant.analysis.layer_values import LayerValues, fake_quants_set, run_layers
@@ -17,6 +16,7 @@ from torchquant.prepare import prepare
 from torchquant.prepare.quantized_parameter import recipe_of
 from torchquant.qconfig import QConfigMapping, exactly
 from torchquant.quantized_model import QuantizedModel
+from torchquant.trees import tensors_in
 
 
 @dataclass
@@ -92,8 +92,8 @@ def _mapping_of(converted: QuantizedModel, float_model: nn.Module) -> QConfigMap
 
 def _same(ours, theirs) -> bool:
     """Outputs agree, whatever containers hold them."""
-    ours = [leaf for leaf in pytree.tree_leaves(ours) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    theirs = [leaf for leaf in pytree.tree_leaves(theirs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    ours = [tensor for tensor in tensors_in(ours) if tensor.is_floating_point()]
+    theirs = [tensor for tensor in tensors_in(theirs) if tensor.is_floating_point()]
     return len(ours) == len(theirs) and all(
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(1.0, float(b.abs().max())), equal_nan=True)
         for a, b in zip(ours, theirs)

@@ -19,10 +19,11 @@ from torchquant.qconfig import QConfig, QConfigMapping, as_mapping
 from torchquant.receipt import Receipt
 from torchquant.tracing import Trace
 
-# Of each measurement: enough runs for a median, in a time that is short beside an evaluation.
+# Of each measurement: enough runs for medians, in a time that is short beside an evaluation.
 _WARM_UP_RUNS = 2
-_RUNS = (5, 20)
-_MEASUREMENT_MS = 60.0
+_BURSTS = 3
+_RUNS_OF_A_BURST = (2, 7)
+_BURST_MS = 20.0
 
 
 @dataclass
@@ -144,17 +145,18 @@ class Candidate:
 
     def measure(self, known: dict[str, dict], advance: Callable[[], None]) -> dict:
         """Times every layer as floats and as the integer op that ships, and the whole model both ways:
-        {"float_ms", "quantized_ms", "kernels": {name: kernel}, "layers": {name: [float_ms, quantized_ms]}}. Medians of one call on the
-        example inputs, without what runs in loops. Floats that another candidate's times in `known` have are taken from there.
-        `advance` is called after each layer."""
+        {"float_ms", "quantized_ms", "kernels": {name: kernel}, "layers": {name: [float_ms, quantized_ms]}}, of one call on the example
+        inputs, without what runs in loops. Floats that another candidate's times in `known` have are taken from there. `advance` is
+        called after each layer."""
         script, inputs = self._trace.script, list(self._trace.inputs)
         if not all(isinstance(tensor, torch.Tensor) for tensor in inputs):
             raise ValueError("sensitivity_scan: latency is measured on models whose inputs are tensors; pass measure_latency=False")
         others = list(known.values())
         converted, receipt_json = _C.convert(script._c, "allow")
+        *float_models_ms, quantized_ms = _alternate_ms(*[] if others else [(_C.float_module(script._c), inputs)], (converted, inputs))
         times = {
-            "float_ms": others[0]["float_ms"] if others else _median_ms(_C.float_module(script._c), inputs),
-            "quantized_ms": _median_ms(converted, inputs),
+            "float_ms": others[0]["float_ms"] if others else float_models_ms[0],
+            "quantized_ms": quantized_ms,
             "kernels": {row["layer"].split("#")[0]: row["kernel"] for row in Receipt.from_json(receipt_json).rows},
             "layers": {},
         }
@@ -162,9 +164,9 @@ class Candidate:
         for pair in _C.layer_pairs(script._c, inputs):
             name = pair["layer"]
             measured = times["layers"].setdefault(name, [float_ms.get(name, 0.0), 0.0])
-            if name not in float_ms:
-                measured[0] += _median_ms(*pair["float"])
-            measured[1] += _median_ms(*pair["quantized"])
+            *floats_ms, quantized_ms = _alternate_ms(*[] if name in float_ms else [pair["float"]], pair["quantized"])
+            measured[0] += sum(floats_ms)
+            measured[1] += quantized_ms
             advance()
         return times
 
@@ -176,10 +178,15 @@ class Candidate:
                 layer.float_ms, layer.quantized_ms = (sum(column) for column in zip(*measured))
 
 
-def _median_ms(module, inputs: list[torch.Tensor]) -> float:
-    first = _C.measure(module, inputs, _WARM_UP_RUNS, 1)["p50_ms"]
-    runs = max(_RUNS[0], min(_RUNS[1], int(_MEASUREMENT_MS / max(first, 1e-6))))
-    return _C.measure(module, inputs, 0, runs)["p50_ms"]
+def _alternate_ms(*calls: tuple) -> list[float]:
+    """Milliseconds of each (module, inputs): the smallest median of its bursts, which take turns. Another program that takes a core slows
+    some of the bursts, and where the machine changes its speed all calls see both."""
+    runs = []
+    for module, inputs in calls:
+        first = _C.measure(module, inputs, _WARM_UP_RUNS, 1)["p50_ms"]
+        runs.append(max(_RUNS_OF_A_BURST[0], min(_RUNS_OF_A_BURST[1], int(_BURST_MS / max(first, 1e-6)))))
+    bursts = [[_C.measure(module, inputs, 0, count)["p50_ms"] for (module, inputs), count in zip(calls, runs)] for _ in range(_BURSTS)]
+    return [min(medians) for medians in zip(*bursts)]
 
 
 def _add_bytes(layer: ScannedLayer, parameter: torch.Tensor, fake_quant: FakeQuantize) -> None:

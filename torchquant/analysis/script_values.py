@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torchquant.agreement import Origins
 from torchquant.analysis.layer_values import LayerValues
 from torchquant.qconfig import QuantSpec
+from torchquant.trees import tensors_in
 
 _FAKE_QUANTIZE = torch.ops.torchquant.fake_quantize.default
 
@@ -42,7 +43,7 @@ class ScriptValues(Origins):
         if func is _FAKE_QUANTIZE:
             return self._fake_quantize(func, args, kwargs)
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        first = next((leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)), None)
+        first = next(iter(tensors_in(result)), None)
         if first is not None and first._cdata not in self.sources and first.is_floating_point():
             self._note_layer(args, first)
         return result

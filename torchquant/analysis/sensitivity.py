@@ -20,11 +20,12 @@ from torchquant.analysis.processes import Processes
 from torchquant.analysis.scan_candidate import Candidate, ScannedLayer, hash_tensor, hashing_inputs
 from torchquant.analysis.scan_journal import Journal, same
 from torchquant.analysis.sensitivity_report import SensitivityReport
+from torchquant.analysis.sqnr import sqnr_db
 from torchquant.errors import nearest
 from torchquant.prepare.example_run import evaluating, repeatable, unpack
-from torchquant.prepare.fx_trace import output_leaves
 from torchquant.progress import ProgressBar
 from torchquant.qconfig import QConfig, QConfigMapping, as_mapping
+from torchquant.trees import tensors_in
 
 MODES = ("each_alone", "each_but_one", "both")
 
@@ -270,7 +271,7 @@ class _Scan:
         with evaluating(candidate.prepared), torch.no_grad(), repeatable():
             for batch in self.sqnr_batches:
                 args, kwargs = unpack(batch, "sensitivity_scan: sqnr_batches")
-                outputs.append(_tensors(candidate.prepared(*args, **kwargs)))
+                outputs.append(tensors_in(candidate.prepared(*args, **kwargs)))
         return outputs
 
     def _sqnr_db(self, candidate: Candidate) -> float:
@@ -278,9 +279,7 @@ class _Scan:
         for reference, actual in zip(self.references, self._outputs(candidate)):
             more_signal, more_noise = _C.signal_and_noise(reference, actual)
             signal, noise = signal + more_signal, noise + more_noise
-        if not math.isfinite(noise):  # an output that is NaN or infinite
-            return -math.inf
-        return math.inf if noise == 0 else 10 * math.log10(signal / noise)
+        return sqnr_db(signal, noise)
 
     def _write(self, entry: dict) -> None:
         if self.journal is not None:
@@ -363,11 +362,6 @@ def _matching(pattern: str, names: list[str]) -> list[str]:
 def _path_and_parents(path: str) -> list[str]:
     parts = path.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-
-
-def _tensors(output) -> list[torch.Tensor]:
-    """The tensors of an output, however they are wrapped."""
-    return [leaf for leaf in output_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
 def _bytes_of(model: nn.Module) -> int:

@@ -6,7 +6,7 @@ import os
 
 from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
-from torchquant.analysis.drawing import save_figure
+from torchquant.files import save_figure
 from torchquant.analysis.sensitivity_report import drawable_db
 
 _MOST_BARS = 40

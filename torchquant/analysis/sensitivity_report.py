@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import itertools
 import json
 import math
@@ -12,12 +11,10 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from torchquant.analysis.mixed_precision import Unreachable, choose
 from torchquant.files import write_text
 from torchquant.qconfig import QConfig, QConfigMapping
+from torchquant.shown_as_table import ShownAsTable, new_table
 
 _FORMAT = "torchquant sensitivity scan 1"
 
@@ -34,7 +31,7 @@ _MOST_DB = 200.0
 
 
 @dataclass
-class SensitivityReport:
+class SensitivityReport(ShownAsTable):
     """The result of a scan.
 
     `rows` is a dict per layer and candidate, in the order of the model:
@@ -225,9 +222,9 @@ class SensitivityReport:
 
     # ---- showing
 
-    def table(self) -> Table:
+    def table(self):
         """The ranking, for a terminal."""
-        table = Table(title="Sensitivity of layers", caption=self._caption())
+        table = new_table(title="Sensitivity of layers", caption=self._caption())
         for heading in ("layer", "kind", "QConfig"):
             table.add_column(heading, overflow="fold")
         for heading in ("drop alone", "SQNR alone", "gain if float", "SQNR if float", "float ms", "quantized ms", "MB"):
@@ -250,14 +247,6 @@ class SensitivityReport:
             parts = [_number(model[quantity], text) for quantity, text in texts.items()]
             lines.append(f"{name}: {', '.join(part for part in parts if part) or 'not evaluated'}")
         return "\n".join(lines)
-
-    def __rich__(self) -> Table:
-        return self.table()
-
-    def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=160)
-        console.print(self)
-        return console.file.getvalue()
 
     def plot(self, path: str | os.PathLike) -> None:
         """Draws the drop of each layer and the accuracy that each latency (or size) allows into a file: .png, .svg or .pdf."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from rich.table import Table
 from torch.utils import _pytree as pytree
 
 from torchquant import _build_info, _C
@@ -15,11 +14,13 @@ from torchquant.analysis.accuracy import Accuracy, measure_accuracy, top1
 from torchquant.analysis.labelled_data import LabelledBatch, labelled_batches, narrowed
 from torchquant.analysis.speed import PROCESSES, Timed, device_of, in_eval_mode, measure_fresh_processes, measure_latency
 from torchquant.quantized_model import QuantizedModel
+from torchquant.shown_as_table import ShownAsTable, new_table
 from torchquant.tracing import flat_output
+from torchquant.trees import tensors_in
 
 
 @dataclass
-class ValidationReport:
+class ValidationReport(ShownAsTable):
     """What `validate` found. `float` and `quantized` hold the same keys, None where a figure could not be had:
 
     latency_ms (p50_ms, p95_ms, p99_ms, mean_ms, min_ms, runs: one call on `latency_shapes`), throughput (samples per second on
@@ -104,16 +105,13 @@ class ValidationReport:
         """(what, float, quantized, difference or ratio) as text, for tables."""
         return rows_of(self.to_dict())
 
-    def table(self) -> Table:
-        table = Table(title="Validation", caption="\n".join(notes_of(self.to_dict())), caption_justify="left")
+    def table(self):
+        table = new_table(title="Validation", caption="\n".join(notes_of(self.to_dict())), caption_justify="left")
         for heading in ("", "float", "quantized", "quantized / float"):
             table.add_column(heading, overflow="fold")
         for row in self.rows():
             table.add_row(*row)
         return table
-
-    def __rich__(self) -> Table:
-        return self.table()
 
 
 def rows_of(validation: dict) -> list[tuple[str, str, str, str]]:
@@ -294,7 +292,7 @@ def _machine(quantized: QuantizedModel) -> dict:
 
 
 def _shape_list(batch: LabelledBatch) -> list[list[int]]:
-    return [list(leaf.shape) for leaf in pytree.tree_leaves((batch.args, batch.kwargs)) if isinstance(leaf, torch.Tensor)]
+    return [list(tensor.shape) for tensor in tensors_in((batch.args, batch.kwargs))]
 
 
 def _shapes(shapes: list) -> str:

@@ -8,7 +8,8 @@ import click
 import torch
 
 from torchquant import _C
-from torchquant.commands.common import as_json, check_device, errors_as_sentences, last_line, print_json, print_table
+from torchquant.commands.common import INPUTS_FORM, as_json, check_device, errors_as_sentences, load_batches, print_json, print_table
+from torchquant.errors import last_line
 from torchquant.progress import ProgressBar
 from torchquant.quantized_model import load
 
@@ -16,7 +17,7 @@ from torchquant.quantized_model import load
 @click.command(short_help="Latency of a saved model.")
 @click.argument("file", type=click.Path())
 @click.option("--input-shape", "shapes", multiple=True, metavar="N,C,H,W", help="Shape of an fp32 input of random values; repeat for more inputs.")
-@click.option("--example", type=click.Path(exists=True, dir_okay=False), help="Inputs instead: a tensor or tuple of tensors from torch.save.")
+@click.option("--example", type=click.Path(exists=True, dir_okay=False), help=f"Inputs instead, in a file: {INPUTS_FORM}; the first batch is timed.")
 @click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu, cuda, cuda:1.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; torch's choice if not given.")
 @click.option("--runs", type=click.IntRange(min=1), default=100, show_default=True, help="Timed calls.")
@@ -40,7 +41,8 @@ def bench(file: str, shapes: tuple[str, ...], example: str | None, device: str, 
             latency = _C.measure(model.script._c, [tensor.to(device) for tensor in inputs], warm_up, runs)
     except RuntimeError as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
-        raise click.ClickException(f"the model does not run on inputs of shape {shapes}: {last_line(error)}") from error
+        reason = last_line(error).removeprefix("RuntimeError: ")
+        raise click.ClickException(f"the model does not run on inputs of shape {shapes}: {reason}") from error
     report = {
         "file": file,
         "bytes": os.path.getsize(file),
@@ -65,20 +67,9 @@ def _bench_inputs(shapes: tuple[str, ...], example: str | None) -> list[torch.Te
     if bool(shapes) == bool(example):
         raise click.UsageError("give either --input-shape (once per input) or --example")
     if example:
-        return load_example(example)
+        return list(load_batches(example, "--example")[0])
     torch.manual_seed(0)
     return [torch.randn(_parse_shape(shape)) for shape in shapes]
-
-
-def load_example(path: str, what: str = "--example") -> list[torch.Tensor]:
-    try:
-        inputs = torch.load(path, weights_only=True)
-    except Exception as error:  # torch.load raises whatever its parsers meet
-        raise click.BadParameter(f"'{path}' is not a file of tensors that torch.save wrote", param_hint=what) from error
-    inputs = [inputs] if isinstance(inputs, torch.Tensor) else inputs
-    if not isinstance(inputs, (tuple, list)) or not all(isinstance(tensor, torch.Tensor) for tensor in inputs):
-        raise click.BadParameter(f"'{path}' must hold a tensor or a tuple of tensors; it holds a {type(inputs).__name__}", param_hint=what)
-    return list(inputs)
 
 
 def _parse_shape(text: str) -> list[int]:

@@ -12,6 +12,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from torchquant import _C
+from torchquant.errors import first_line
 from torchquant.receipt import Receipt
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
@@ -26,19 +28,6 @@ class errors_as_sentences:
     def __exit__(self, kind, error, traceback):
         if isinstance(error, (RuntimeError, TypeError, ValueError)):
             raise click.ClickException(str(error).strip()) from error
-
-
-def first_line(error: Exception) -> str:
-    return _lines(error)[0]
-
-
-def last_line(error: Exception) -> str:
-    """What went wrong, without the TorchScript code that comes before it."""
-    return _lines(error)[-1].removeprefix("RuntimeError: ")
-
-
-def _lines(error: Exception) -> list[str]:
-    return str(error).strip().splitlines() or [type(error).__name__]  # an error may come without a message
 
 
 def print_json(document: dict) -> None:
@@ -66,8 +55,10 @@ def check_device(name: str) -> None:
         device = torch.device(name)
     except RuntimeError as error:
         raise click.BadParameter(first_line(error), param_hint="--device") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise click.BadParameter(f"'{name}' needs a GPU that torch can use, and there is none here", param_hint="--device")
+    try:
+        _C.check_device(device)
+    except RuntimeError as error:
+        raise click.BadParameter(first_line(error), param_hint="--device") from error
 
 
 def load_target(text: str, what: str):
@@ -94,13 +85,40 @@ def call_target(text: str, what: str):
         raise click.BadParameter(f"'{text}' failed when called without arguments: {type(error).__name__}: {error}", param_hint=what) from error
 
 
+def load_script(path: str, device: str = "cpu", what: str | None = None) -> torch.jit.ScriptModule:
+    """`what`: the option or argument that names the file, for the error; None where there is only one."""
+    try:
+        return torch.jit.load(path, map_location=device)
+    except RuntimeError as error:
+        text = f"'{path}' is not a TorchScript file that can be read: {first_line(error)}"
+        raise (click.BadParameter(text, param_hint=what) if what else click.ClickException(text)) from error
+
+
+def load_tensors(path: str, what: str):
+    """Whatever torch.save wrote of tensors and containers of them."""
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:  # torch.load raises whatever its parsers meet
+        raise click.BadParameter(f"'{path}' is not a file of tensors that torch.save wrote", param_hint=what) from error
+
+
+INPUTS_FORM = "a tensor, a tuple of tensors (the arguments of one call), or a list of such batches, from torch.save"
+
+
+def load_batches(path: str, what: str) -> list[tuple[torch.Tensor, ...]]:
+    """The batches of an inputs file, as `INPUTS_FORM` says: a list is always of batches, a tuple always one call's arguments."""
+    held = load_tensors(path, what)
+    batches = [batch if isinstance(batch, tuple) else (batch,) for batch in (held if isinstance(held, list) else [held])]
+    if not batches or not all(batches) or not all(isinstance(tensor, torch.Tensor) for batch in batches for tensor in batch):
+        text = "an empty list" if held == [] else "a list of other things" if isinstance(held, list) else f"a {type(held).__name__}"
+        raise click.BadParameter(f"'{path}' must hold {INPUTS_FORM}; it holds {text}", param_hint=what)
+    return batches
+
+
 def load_float_model(text: str, device: str, what: str) -> torch.nn.Module:
     """A TorchScript file, or a target that gives a torch.nn.Module."""
     if os.path.isfile(text):
-        try:
-            return torch.jit.load(text, map_location=device).eval()
-        except RuntimeError as error:
-            raise click.BadParameter(f"'{text}' is not a TorchScript file that can be read: {first_line(error)}", param_hint=what) from error
+        return load_script(text, device, what).eval()
     model = call_target(text, what)
     if not isinstance(model, torch.nn.Module):
         raise click.BadParameter(f"'{text}' must give a torch.nn.Module, it gives a {type(model).__name__}", param_hint=what)
@@ -111,10 +129,7 @@ def load_labelled_data(text: str, what: str):
     """A file of (inputs, labels) that torch.save wrote, or a target that gives labelled data."""
     if not os.path.isfile(text):
         return call_target(text, what)
-    try:
-        data = torch.load(text, weights_only=True)
-    except Exception as error:  # torch.load raises whatever its parsers meet
-        raise click.BadParameter(f"'{text}' is not a file of tensors that torch.save wrote", param_hint=what) from error
+    data = load_tensors(text, what)
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise click.BadParameter(f"'{text}' must hold (inputs, labels); it holds {_held(data)}", param_hint=what)
     return tuple(data)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 
 import click
-import torch
 
-from torchquant.commands.common import as_json, errors_as_sentences, first_line, print_receipt
+from torchquant.commands.common import as_json, errors_as_sentences, load_script, print_receipt
 from torchquant.convert import ON_FALLBACK, convert_script
 
 
@@ -33,10 +32,7 @@ def convert(prepared: str, output: str, on_fallback: str, as_json: bool) -> None
     or from C++ (cpp_examples/qat). OUTPUT is written only if everything succeeds.
     """
     with errors_as_sentences():
-        try:
-            script = torch.jit.load(prepared, map_location="cpu")
-        except RuntimeError as error:
-            raise click.ClickException(f"'{prepared}' is not a TorchScript file that can be read: {first_line(error)}") from error
+        script = load_script(prepared)
         model = convert_script(script, on_fallback)
         prepared_bytes = os.path.getsize(prepared)  # OUTPUT may be the same file
         model.save(output)

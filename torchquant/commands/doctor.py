@@ -9,7 +9,8 @@ import click
 import torch
 
 from torchquant import _build_info, _C, _load
-from torchquant.commands.common import as_json, first_line, print_json, print_table
+from torchquant.commands.common import as_json, print_json, print_table
+from torchquant.errors import first_line
 
 
 @click.command(short_help="What is installed, and does it work here?")

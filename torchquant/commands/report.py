@@ -24,10 +24,11 @@ _json_file = click.Path(exists=True, dir_okay=False)
 @click.option("--sensitivity", type=_json_file, help="From `torchquant scan --model ... --json`; not from the scan of a prepared file.")
 @click.option("--comparison", type=_json_file, help="From `torchquant compare --json`.")
 @click.option("--calibration", type=_json_file, multiple=True, help="From `torchquant calibration show --json`; may be repeated.")
+@click.option("--all-histograms", is_flag=True, help="Draw every layer of the comparison, not the 24 with the lowest SQNR alone.")
 @as_json
 def report(
     file: str | None, output: str, title: str | None, validation: str | None, sensitivity: str | None, comparison: str | None,
-    calibration: tuple[str, ...], as_json: bool,
+    calibration: tuple[str, ...], all_histograms: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Write one self-contained HTML page about the saved model MODEL: which kernel runs each layer, and what else you give.
 
@@ -51,7 +52,7 @@ def report(
         )  # fmt: skip
     with errors_as_sentences(), ProgressBar("writing the report"):
         receipt = Receipt.from_json(_C.read_manifest(file)["receipt_json"]) if file else None
-        page.write(output, title=title or (os.path.basename(file) if file else "Quantization report"), quantized=receipt, **documents)
+        page.write(output, title=title or (os.path.basename(file) if file else "Quantization report"), quantized=receipt, all_histograms=all_histograms, **documents)
     facts = {"output": output, "bytes": os.path.getsize(output), "sections": [name for name, value in documents.items() if value]}
     if receipt is not None:
         facts["sections"].insert(0, "receipt")

@@ -14,8 +14,7 @@ from rich.table import Table
 from torchquant import _C, qconfigs
 from torchquant.analysis.sensitivity import MODES, sensitivity_scan
 from torchquant.analysis.sensitivity_report import json_number
-from torchquant.commands.bench import load_example
-from torchquant.commands.common import as_json, call_target, errors_as_sentences, first_line, load_target, print_json
+from torchquant.commands.common import INPUTS_FORM, as_json, call_target, errors_as_sentences, load_batches, load_script, load_target, print_json
 from torchquant.progress import ProgressBar
 from torchquant.qconfig import QConfigMapping
 
@@ -66,7 +65,8 @@ def scan(
       def accuracy(model): return (model(x).argmax(1) == y).float().mean().item()
 
     \b
-    Without Python code: a prepared TorchScript file and inputs from torch.save; ranks by SQNR of the output.
+    Without Python code: a prepared TorchScript file and inputs from torch.save; ranks by SQNR of the output. (INPUTS is a tensor, a
+    tuple of tensors, which are the arguments of one call, or a list of such batches.) Budgets, metric and latency need --model.
       torchquant scan prepared.pt inputs.pt
     """
     if threads:
@@ -74,6 +74,7 @@ def scan(
     if (prepared is None) == (model is None):
         raise click.UsageError("give either --model, or the files PREPARED and INPUTS; see torchquant scan --help")
     if prepared is not None:
+        _check_options_of_files()
         _scan_file(prepared, inputs, as_json)
         return
     given = {name: budgets[name] for name in _BUDGETS if budgets[name] is not None}
@@ -187,21 +188,28 @@ def _made(folder: str) -> Path:
 # ---- prepared files
 
 
+def _check_options_of_files() -> None:
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
+        if given and parameter.name not in ("prepared", "inputs", "threads", "as_json"):
+            raise click.UsageError(
+                f"{parameter.opts[0]} needs --model: a prepared file is ranked as it is, by the SQNR of its output; see torchquant scan --help"
+            )
+
+
 def _scan_file(prepared: str, inputs: str | None, as_json: bool) -> None:
     if inputs is None:
-        raise click.UsageError("a prepared file needs INPUTS too: a tensor, or a tuple of tensors, from torch.save")
-    arguments = load_example(inputs, "INPUTS")
-    try:
-        script = torch.jit.load(prepared, map_location="cpu")
-    except RuntimeError as error:
-        raise click.ClickException(f"'{prepared}' is not a TorchScript file that can be read: {first_line(error)}") from error
+        raise click.UsageError(f"a prepared file needs INPUTS too: {INPUTS_FORM}")
+    batches = [list(batch) for batch in load_batches(inputs, "INPUTS")]
+    script = load_script(prepared)
     with errors_as_sentences(), ProgressBar("scanning layers") as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total
             bar.advance()
 
-        result = _C.scan_sensitivity(script._c, [arguments], advance)
+        result = _C.scan_sensitivity(script._c, batches, advance)
     if as_json:
         print_json({
             "quantized_sqnr_db": json_number(result["quantized_sqnr_db"]),

@@ -75,7 +75,8 @@ def validate(
     \b
     FLOAT  a TorchScript file, or package.module:function for a function that returns the torch.nn.Module
     DATA   a file that torch.save((inputs, labels), ...) wrote, or package.module:function for a function
-           that returns that pair or an iterable of (inputs, labels) batches, such as a DataLoader
+           that returns that pair or an iterable of (inputs, labels) batches, such as a DataLoader;
+           inputs is a tensor or a tuple of tensors, the arguments of one call
 
     \b
     torchquant validate float.pt model.pt test.pt --max-accuracy-drop 0.005 --max-latency-ratio 0.6

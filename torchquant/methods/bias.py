@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..prepare.patterns import compute_layer
 from ..progress import ProgressBar
-from .checks import batches_as_list, check_prepared
+from .checks import batches_as_list, check_ready
 from .quantized_layers import Key, LayerCall, QuantizedModelRun
 from .report import MethodReport
 
@@ -36,7 +36,7 @@ def bias_correction(prepared: nn.Module, batches) -> nn.Module:
             NaN outputs. The model is unchanged then.
         RuntimeError: if the model does not run on a batch.
     """
-    check_prepared(_METHOD, prepared)
+    check_ready(_METHOD, prepared)
     run = QuantizedModelRun(_METHOD, prepared, batches_as_list(_METHOD, batches))
     report = MethodReport(_METHOD, {"batches": len(run.batches)})
     expected: dict[Key, _Mean] = {}

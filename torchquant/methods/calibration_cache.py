@@ -15,7 +15,7 @@ from torchquant.calibrate import check_calibrated, finish_calibration, static_fa
 from torchquant.errors import nearest
 from torchquant.fake_quantize import FakeQuantize
 from torchquant.files import write_text
-from torchquant.prepare import PreparedModel
+from torchquant.prepare import check_prepared
 
 FORMAT = "torchquant calibration"
 VERSION = 1
@@ -32,7 +32,7 @@ def save_calibration(prepared: nn.Module, path: str | os.PathLike) -> None:
         TypeError: if `prepared` is no prepared model.
         ValueError: if it was not calibrated, or has no activation to calibrate.
     """
-    _check_prepared(prepared, "save_calibration")
+    check_prepared("save_calibration", prepared)
     fake_quants = static_fake_quants(prepared)
     if not fake_quants:
         raise ValueError("save_calibration: no activation of this model has a range to calibrate (dynamic or weight-only QConfig)")
@@ -52,7 +52,7 @@ def load_calibration(prepared: nn.Module, path: str | os.PathLike) -> nn.Module:
         ValueError: if the file is damaged, of another version, or of another model (the error names the first difference and how
             many there are). The model is then as it was.
     """
-    _check_prepared(prepared, "load_calibration")
+    check_prepared("load_calibration", prepared)
     document = read_calibration(path)
     differences = list(_differences(document["model"], _fingerprint(prepared)))
     if differences:
@@ -99,11 +99,6 @@ def describe_calibration(document: dict) -> list[dict]:
             }
         )
     return rows
-
-
-def _check_prepared(prepared, caller: str) -> None:
-    if not isinstance(prepared, PreparedModel):
-        raise TypeError(f"{caller}: expected a model that torchquant.prepare returned, got {type(prepared).__name__}")
 
 
 def _fingerprint(prepared: nn.Module) -> dict:

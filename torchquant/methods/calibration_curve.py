@@ -12,7 +12,8 @@ from torchquant.analysis.comparison import representable_range
 from torchquant.batches import run_batches, samples_in
 from torchquant.calibrate import static_fake_quants
 from torchquant.fake_quantize import FakeQuantize
-from torchquant.prepare import PreparedModel
+from torchquant.files import save_figure
+from torchquant.prepare import check_prepared
 
 
 @dataclass
@@ -77,7 +78,7 @@ class CalibrationCurve:
         axes.set_ylabel("distance from the final range / its width")
         axes.set_title(self.sentence, fontsize=9)
         axes.legend()
-        figure.savefig(path)
+        save_figure(figure, path)
 
     def __str__(self) -> str:
         return self.sentence
@@ -98,8 +99,7 @@ def calibration_curve(prepared: nn.Module, batches, *, tolerance: float = 0.01) 
     Raises:
         TypeError, ValueError: for no prepared model, one without activation ranges, empty batches, or a tolerance that is not positive.
     """
-    if not isinstance(prepared, PreparedModel):
-        raise TypeError(f"calibration_curve: expected a model that torchquant.prepare returned, got {type(prepared).__name__}")
+    check_prepared("calibration_curve", prepared)
     if not 0 < tolerance < 1:
         raise ValueError(f"calibration_curve: tolerance must be between 0 and 1, a fraction of a range's width; got {tolerance!r}")
     if not static_fake_quants(prepared):

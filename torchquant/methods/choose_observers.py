@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from torchquant.analysis.layer_values import LayerOrigins, fake_quants_set, run_layers
+from torchquant.analysis.sqnr import sqnr_db
 from torchquant.batches import check_iterable, checked_batches
 from torchquant.calibrate import calibrate, static_fake_quants
 from torchquant.observers import MovingAverageMinMaxObserver, make_observer
@@ -21,6 +19,7 @@ from torchquant.prepare.example_run import unpack
 from torchquant.prepare.quantized_parameter import weight_fake_quants
 from torchquant.progress import ProgressBar
 from torchquant.qconfig import OBSERVERS, QConfig, QConfigMapping, as_mapping, exactly, with_entries
+from torchquant.shown_as_table import ShownAsTable, new_table
 
 CANDIDATES = ("min_max", "percentile", "mse", "entropy")
 
@@ -47,8 +46,10 @@ class ObserverChoice:
         return {**{name: getattr(self, name) for name in names}, "sqnr_db": sqnr}
 
 
-class ObserverReport:
+class ObserverReport(ShownAsTable):
     """What `choose_observers` chose: ``rows`` has an ObserverChoice per group of layers that share a range."""
+
+    _text_width = 140
 
     def __init__(self, rows: list[ObserverChoice]):
         self.rows = rows
@@ -57,23 +58,15 @@ class ObserverReport:
         """Plain values for JSON and reports; an SQNR that is not finite is None."""
         return {"rows": [row.to_dict() for row in self.rows]}
 
-    def table(self) -> Table:
+    def table(self):
         candidates = list(self.rows[0].sqnr_db) if self.rows else []
-        table = Table(title="Observers by the SQNR of what reads them (dB)")
+        table = new_table(title="Observers by the SQNR of what reads them (dB)")
         for heading in ("layers", "observer", "gain", *candidates):
             table.add_column(heading, overflow="fold", justify="left" if heading in ("layers", "observer") else "right")
         for row in self.rows:
             values = (f"[bold]{value:.1f}[/bold]" if name == row.observer else f"{value:.1f}" for name, value in row.sqnr_db.items())
             table.add_row(", ".join(row.layers), row.observer, f"{row.gain_db:.1f}", *values)
         return table
-
-    def __rich__(self) -> Table:
-        return self.table()
-
-    def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=140)
-        console.print(self)
-        return console.file.getvalue()
 
 
 def choose_observers(model: nn.Module, example_inputs, batches, qconfig, *, candidates=CANDIDATES) -> QConfigMapping:
@@ -250,7 +243,7 @@ def _joined(names: list[str], sets) -> list[list[str]]:
 def _choose(group, noise, candidates, qconfigs) -> ObserverChoice:
     errors = {key: values for key, values in noise.items() if key[1] in group and values["signal"] > 0}
     relative = {name: sum(values[name] / values["signal"] for values in errors.values()) / max(len(errors), 1) for name in candidates}
-    sqnr = {name: -10.0 * math.log10(value) if value else math.inf for name, value in relative.items()}
+    sqnr = {name: sqnr_db(1.0, value) for name, value in relative.items()}
     places = list(dict.fromkeys(place for place, _ in errors))
     best = min(candidates, key=relative.__getitem__)
     return ObserverChoice(group, places, best, qconfigs[group[0]].activation.observer, sqnr)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import statistics
 from dataclasses import dataclass, field
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from torchquant.analysis.comparison import channel_axis, clipped_mask, representable_range
@@ -17,10 +14,11 @@ from torchquant.batches import checked_batches
 from torchquant.calibrate import check_calibrated
 from torchquant.fake_quantize import FakeQuantize
 from torchquant.observers import make_observer
-from torchquant.prepare import PreparedModel
+from torchquant.prepare import check_prepared
 from torchquant.prepare.example_run import unpack
 from torchquant.progress import ProgressBar
 from torchquant.qconfig import QConfig, QConfigMapping, QuantSpec, exactly, with_entries
+from torchquant.shown_as_table import ShownAsTable, new_table
 
 # A channel whose largest magnitude is this many times the median channel's holds an outlier: with 8 bits it leaves the median
 # channel five.
@@ -81,7 +79,7 @@ class ClippedTensor:
         }
 
 
-class ClippingReport:
+class ClippingReport(ShownAsTable):
     """What `clipping_report` found: ``rows`` has a ClippedTensor per activation fake-quant, in running order."""
 
     def __init__(self, rows: list[ClippedTensor]):
@@ -101,8 +99,8 @@ class ClippingReport:
         """Plain values for JSON and reports."""
         return {"rows": [row.to_dict() for row in self.rows]}
 
-    def table(self) -> Table:
-        table = Table(title="Clipped activations")
+    def table(self):
+        table = new_table(title="Clipped activations")
         for heading in ("tensor", "read by", "range", "observed", "clipped", "worst channel", "outliers", "advice"):
             table.add_column(heading, overflow="fold", justify="right" if heading in ("clipped", "worst channel", "outliers") else "left")
         for row in self.rows:
@@ -113,14 +111,6 @@ class ClippingReport:
                 style="bold red" if row.advice else None,
             )  # fmt: skip
         return table
-
-    def __rich__(self) -> Table:
-        return self.table()
-
-    def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=160)
-        console.print(self)
-        return console.file.getvalue()
 
 
 def clipping_report(prepared: nn.Module, batches, *, outlier_factor: float = OUTLIER_FACTOR) -> ClippingReport:
@@ -138,8 +128,7 @@ def clipping_report(prepared: nn.Module, batches, *, outlier_factor: float = OUT
         TypeError, ValueError: for no prepared model, one that is not calibrated, empty batches or an outlier_factor below 1.
         RuntimeError: for a batch on which the model does not run.
     """
-    if not isinstance(prepared, PreparedModel):
-        raise TypeError(f"clipping_report: expected a model that torchquant.prepare returned, got {type(prepared).__name__}")
+    check_prepared("clipping_report", prepared)
     if not outlier_factor >= 1:
         raise ValueError(f"clipping_report: outlier_factor must be at least 1, got {outlier_factor!r}")
     check_calibrated(prepared, "clipping_report")

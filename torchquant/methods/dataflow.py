@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from ..prepare.example_run import evaluating, repeatable, unpack, without_fused_attention
-from ..prepare.fx_trace import output_leaves
 from ..prepare.modules.attention import QuantizedAttention
 from ..prepare.patterns import COMPUTE_FUNCTIONS, ComputeLayer, compute_function, is_matrix_layer, operand, runs_as
 from ..prepare.quantized_parameter import extend, recipe_of, withdraw
+from ..trees import tensors_in
 
 _READS_NO_VALUES = frozenset("__get__ size dim ndimension numel stride is_contiguous is_floating_point type data_ptr".split())
 
@@ -130,7 +129,7 @@ class Dataflow:
     def run(self) -> list[Tensor]:
         """What the model returns on the example, now."""
         with evaluating(self.model), torch.no_grad(), repeatable(), without_fused_attention():
-            return [leaf.clone() for leaf in _tensors_in(self.model(*self.args, **self.kwargs))]
+            return [leaf.clone() for leaf in tensors_in(self.model(*self.args, **self.kwargs))]
 
     def same_output(self) -> bool:
         """Whether the model still returns what it returned when it was recorded, up to the rounding of its dtype."""
@@ -156,7 +155,7 @@ class Dataflow:
         finally:
             for hook in hooks:
                 hook.remove()
-        returned = _tensors_in(output)
+        returned = tensors_in(output)
         end = Step("the model's output", (), {}, "", [])
         for tensor in returned:
             self._value_of(tensor).readers.append(end)
@@ -166,10 +165,10 @@ class Dataflow:
         self.callers.pop()
 
     def note(self, function, args, kwargs, result) -> None:
-        made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        made = tensors_in(result)
         if not made and getattr(function, "__name__", "") in _READS_NO_VALUES:
             return
-        read = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        read = tensors_in((args, kwargs))
         for tensor in read:
             if id(tensor) in self.stored:
                 self.uses[id(tensor)] = self.uses.get(id(tensor), 0) + 1
@@ -231,10 +230,6 @@ def open_attention(model: nn.Module):
     finally:
         for module in opened:
             withdraw(module, QuantizedAttention)
-
-
-def _tensors_in(output) -> list[Tensor]:
-    return [leaf for leaf in output_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def close(ours: Tensor, theirs: Tensor) -> bool:

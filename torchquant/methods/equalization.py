@@ -11,19 +11,15 @@ from torch import Tensor, nn
 
 from .checks import check_float_model
 from .dataflow import Dataflow, Layer, Step, Value
+from .homogeneous import ELEMENTWISE, POOLS
 from .report import MethodReport
 
 _METHOD = "cross_layer_equalization"
 _MAX_SWEEPS = 50
 _SETTLED = 1e-3  # a sweep that changes no factor by more than this is the last
 
-# f(s * x) = s * f(x) for every s > 0, element by element
-_ELEMENTWISE = frozenset("relu relu_ leaky_relu leaky_relu_ prelu dropout dropout_ dropout1d dropout2d contiguous clone".split())
-# the same, channel by channel, of (N, C, ...)
-_SPATIAL = frozenset(
-    "max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d "
-    "mean".split()
-)
+_ELEMENTWISE = ELEMENTWISE | {"prelu"}
+_SPATIAL = POOLS | {"mean"}
 # Arguments of F.batch_norm.
 _STATE = ((1, "running_mean"), (2, "running_var"), (3, "weight"), (4, "bias"))
 _RESHAPES = frozenset("flatten view reshape squeeze".split())

@@ -74,13 +74,12 @@ class LayerCall:
 
 @dataclass(eq=False)
 class QuantizedLayer:
-    """The owner of a quantized parameter; `shared_by` counts the owners."""
+    """The first owner of a quantized parameter."""
 
     name: str
     module: nn.Module
     parameter: str
     fake_quant: FakeQuantize
-    shared_by: int = 1
 
 
 class QuantizedModelRun:
@@ -153,7 +152,6 @@ def _layers(prepared: nn.Module) -> dict[str, QuantizedLayer]:
     for module, parameter, fake_quant in weight_fake_quants(prepared):
         path = paths[id(fake_quant)]
         if path in layers:
-            layers[path].shared_by += 1
             continue
         name = f"{paths[id(module)]}.{parameter}".lstrip(".").removesuffix(".weight")
         layers[path] = QuantizedLayer(name, module, parameter, fake_quant)

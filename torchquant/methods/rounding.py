@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..fake_quantize import FakeQuantize
 from ..prepare.quantized_parameter import float_parameter
 from ..progress import ProgressBar
-from .checks import batches_as_list, check_prepared
+from .checks import batches_as_list, check_ready
 from .quantized_layers import Key, LayerCall, QuantizedLayer, QuantizedModelRun
 from .report import MethodReport
 
@@ -100,7 +100,7 @@ def adaround(
         RuntimeError: if the model does not run on a batch.
     """
     settings = _Settings(iterations, learning_rate, regularization, tuple(beta), warm_start, batch_size, seed)
-    check_prepared(_METHOD, prepared)
+    check_ready(_METHOD, prepared)
     run = QuantizedModelRun(_METHOD, prepared, batches_as_list(_METHOD, batches))
     report = MethodReport(_METHOD, {"iterations": iterations, "batches": len(run.batches), "seed": seed})
     keys: dict[str, dict[Key, None]] = {}

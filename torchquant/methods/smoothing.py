@@ -15,12 +15,11 @@ from ..prepare.patterns import compute_function, operand
 from ..progress import ProgressBar
 from .checks import batches_as_list, check_float_model
 from .dataflow import Dataflow, Layer, Step, Value, close, open_attention
+from .homogeneous import ELEMENTWISE
 from .report import MethodReport
 
 _METHOD = "smooth_quant"
 _KEEPS_CHANNELS = frozenset("view reshape flatten contiguous clone dropout dropout_".split())
-# f(s * x) = s * f(x) for s > 0
-_HOMOGENEOUS = frozenset("relu relu_ leaky_relu leaky_relu_ dropout dropout_ contiguous clone to float type_as".split())
 # Move channels about: that they arrive in order is found out by running the model.
 _MOVES = frozenset("view reshape flatten unflatten transpose permute swapaxes squeeze unsqueeze".split())
 
@@ -183,7 +182,7 @@ def _find_source(flow: Dataflow, value: Value, channels: int) -> _Source:
         source = _find_source(flow, whole, channels)
         source.first_row += picked * channels
         return _moved(source)
-    if step.name in _HOMOGENEOUS:
+    if step.name in ELEMENTWISE:
         return _find_source(flow, _alone(step.inputs[0]), channels)
     if step.name in _MOVES:
         return _moved(_find_source(flow, _alone(step.inputs[0]), channels))

@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from torchquant.batches import check_iterable, run_batches
+from torchquant.methods import homogeneous
 from torchquant.methods.checks import check_float_model
 from torchquant.methods.clipping import OUTLIER_FACTOR, median_magnitude
 from torchquant.methods.report import MethodReport
@@ -24,15 +24,6 @@ from torchquant.qconfig import QuantSpec
 _METHOD = "split_outlier_channels"
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-# What gives half of its value for half of its input, channel by channel.
-_HOMOGENEOUS = (
-    nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d,
-    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
-)  # fmt: skip
-_HOMOGENEOUS_FUNCTIONS = {
-    F.relu, torch.relu, F.leaky_relu, F.dropout, F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d,
-    F.adaptive_avg_pool2d, "relu", "contiguous",
-}  # fmt: skip
 _FLATTENING = {torch.flatten, "flatten", "view", "reshape"}
 
 
@@ -171,7 +162,7 @@ def _end_at(chain: _Chain, path: str, producer: nn.Module, layer: nn.Module) -> 
 
 def _passes_halves(module: nn.Module | None, node: fx.Node) -> bool:
     if module is not None:
-        return isinstance(module, _HOMOGENEOUS) or (isinstance(module, nn.Flatten) and module.start_dim == 1)
+        return isinstance(module, homogeneous.MODULES) or (isinstance(module, nn.Flatten) and module.start_dim == 1)
     if node.op not in ("call_function", "call_method") or not node.args or not isinstance(node.args[0], fx.Node):
         return False
     value, source = node.meta.get("value"), node.args[0].meta.get("value")
@@ -182,7 +173,8 @@ def _passes_halves(module: nn.Module | None, node: fx.Node) -> bool:
     if node.target in (torch.mean, "mean"):
         dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         return averages_space(dims, source.dim())
-    return node.target in _HOMOGENEOUS_FUNCTIONS
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return name in homogeneous.ELEMENTWISE | homogeneous.POOLS
 
 
 def _magnitudes(model: nn.Module, batches, layers: list[str]) -> dict[str, list[float]]:

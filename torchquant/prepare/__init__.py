@@ -7,15 +7,25 @@ from torch import nn
 
 from ..fake_quantize import FakeQuantize, merge_after_forward
 from ..progress import ProgressBar
-from ..quantized_model import QuantizedModel
 from . import fx_placement, fx_trace, module_placement
 from .batch_norm import freeze_batch_norm
 from .example_run import run_example, unpack
 from .patterns import float_layer
-from .placement import RECOMPUTED_BY_HOOK, Placement, PreparedModel, Report
+from .float_model import not_float
+from .placement import RECOMPUTED_BY_HOOK, Placement, PreparedModel, Report, check_prepared
 from .quantized_parameter import extend, float_parameter, weight_fake_quants
 
-__all__ = ["PreparedModel", "Report", "float_parameter", "freeze_batch_norm", "observe_weights", "prepare", "prepare_qat"]
+__all__ = [
+    "PreparedModel",
+    "Report",
+    "check_prepared",
+    "float_parameter",
+    "freeze_batch_norm",
+    "not_float",
+    "observe_weights",
+    "prepare",
+    "prepare_qat",
+]
 
 
 def prepare(model, example_inputs, qconfig):
@@ -83,11 +93,16 @@ def _check(model):
         raise TypeError(f"prepare: model must be a torch.nn.Module, got {type(model).__name__}")
     for path, module in model.named_modules():
         where = path or "the model itself"
-        if isinstance(module, (PreparedModel, FakeQuantize)):
-            raise ValueError(f"prepare: the model is prepared already ({where} is); prepare the float model")
-        if isinstance(module, (QuantizedModel, torch.jit.ScriptModule)):
-            kind = "converted already" if isinstance(module, QuantizedModel) else "a TorchScript module"
-            raise TypeError(f"prepare: model must be made of Python modules, and {where} is {kind}; prepare the float model")
+        if what := not_float(module):
+            if isinstance(module, (PreparedModel, FakeQuantize)):
+                raise ValueError(f"prepare: the model is {what} ({where} is); prepare the float model")
+            raise TypeError(f"prepare: model must be made of Python modules, and {where} is {what}; prepare the float model")
+        for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if value.is_meta:
+                raise ValueError(
+                    f"prepare: {f'{path}.{name}'.lstrip('.')} is on the meta device, which holds no values: call "
+                    "model.to_empty(device='cpu') and load its weights first"
+                )
         for name, value in module.named_parameters(recurse=False):
             if value.dtype in (torch.float64, torch.complex64, torch.complex128):
                 raise ValueError(

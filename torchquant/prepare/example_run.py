@@ -9,6 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ..trees import tensors_in
 from .patterns import (
     COMPUTE_FUNCTIONS,
     FLOAT_PRODUCTS,
@@ -103,7 +104,8 @@ def repeatable():
 
 @contextlib.contextmanager
 def without_fused_attention():
-    # In eval mode nn.TransformerEncoder would run fused kernels that call none of its layers.
+    # In eval mode nn.TransformerEncoder would run fused kernels that call none of its layers and read float weights past their
+    # fake-quants.
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -153,11 +155,10 @@ class _Recorder(TorchFunctionMode):
         self.run.float_calls.append(FloatCall(owner, name, layer, reason))
 
     def _follow_stored(self, result, args, kwargs):
-        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        tensors = tensors_in((args, kwargs))
         if tensors and all(id(tensor) in self.derived for tensor in tensors):
-            for leaf in pytree.tree_leaves(result):
-                if isinstance(leaf, torch.Tensor):
-                    self.derived.setdefault(id(leaf), (self.derived[id(tensors[0])][0], leaf))
+            for tensor in tensors_in(result):
+                self.derived.setdefault(id(tensor), (self.derived[id(tensors[0])][0], tensor))
 
 
 def run_example(model, args, kwargs):

@@ -181,10 +181,10 @@ class _Placer:
         return True
 
     def _join_sum(self, node, operands):
-        """A sum joins the group of one operand; the other one is its residual."""
-        for operand in operands:
-            same_shape = operand.meta["value"].shape == node.meta["value"].shape
-            if same_shape and self._fuse(operand, node, upto=_NORMALIZED, then=_ADDED):
+        """A sum joins the group of one term; the other one is its residual."""
+        for term in operands:
+            same_shape = term.meta["value"].shape == node.meta["value"].shape
+            if same_shape and self._fuse(term, node, upto=_NORMALIZED, then=_ADDED):
                 return
 
     def _group_end(self, node):

@@ -1,7 +1,6 @@
 """Traces a model with torch.fx into a graph that follows train() and eval(), and turns such a graph back into a forward
 function."""
 
-import dataclasses
 import inspect
 import math
 import sys
@@ -9,8 +8,8 @@ import sys
 import torch
 import torch.utils.checkpoint
 from torch import fx
-from torch.utils import _pytree as pytree
 
+from ..trees import leaves
 from .example_run import evaluating, repeatable
 from .patterns import compute_function, compute_layer
 from .quantized_parameter import GraphForward
@@ -210,18 +209,9 @@ def _check_output(model, graph, run, values):
     recorder = _Values(model, graph=graph)
     with evaluating(model), torch.no_grad(), repeatable():
         output = recorder.run(*values)
-    ours, theirs = list(output_leaves(output)), list(output_leaves(run.output))
+    ours, theirs = list(leaves(output)), list(leaves(run.output))
     if len(ours) != len(theirs) or not all(_same(*pair) for pair in zip(ours, theirs)):
         raise Untraceable("the traced graph computes something else than the model")
-
-
-def output_leaves(value):
-    """What pytree finds, and what the dataclasses hold that it was not told of."""
-    for leaf in pytree.tree_leaves(value):
-        if dataclasses.is_dataclass(leaf):
-            yield from output_leaves([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
-        else:
-            yield leaf
 
 
 class _Values(fx.Interpreter):

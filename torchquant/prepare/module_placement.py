@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..not_compiled import not_compiled
 from .input_fake_quants import InputFakeQuants
 from .modules import attention, recurrent, transformer
 from .patterns import LINEAR, compute_function, compute_layer, operand, runs_as, with_operand
@@ -25,7 +26,7 @@ class FunctionalInputs(nn.Module):
     to the call.
     """
 
-    @torch.compiler.disable
+    @not_compiled
     def forward(self, *args, **kwargs):
         with _FakeQuantizeInputs():
             return super().forward(*args, **kwargs)

@@ -173,3 +173,9 @@ def _weight_spec(spec, layer, name, weight):
 
 class PreparedModel(nn.Module):
     """What a model that prepare made is an instance of, beside the user's class."""
+
+
+def check_prepared(caller, model, maker="prepare"):
+    """Refuses what is no prepared model; `maker` names the functions whose result `caller` takes."""
+    if not isinstance(model, PreparedModel):
+        raise TypeError(f"{caller}: expected a model that torchquant.{maker} returned, got {type(model).__name__}")

@@ -37,6 +37,7 @@ def write(
     sensitivity=None,
     comparison=None,
     calibration=None,
+    all_histograms: bool = False,
 ) -> None:
     """Writes one self-contained HTML file with a section for each thing that is given.
 
@@ -45,6 +46,7 @@ def write(
         title: its heading.
         quantized: the QuantizedModel, or its Receipt.
         validation, sensitivity, comparison: what `torchquant.validate`, `sensitivity_scan` and `compare` returned, or its `to_dict()`.
+        all_histograms: draw the values of every compared layer, some 15 kB each, not of the 24 with the lowest SQNR alone.
         calibration: what `methods.clipping_report` or `methods.calibration_curve` returned, its `to_dict()`, or a list of these.
 
     Raises:
@@ -61,6 +63,8 @@ def write(
         parts = calibration if isinstance(calibration, (list, tuple)) else [calibration]
         given["calibration"] = {"parts": [_document("calibration", part) for part in parts]}
     documents = {name: _document(name, value) for name, value in given.items() if value is not None}
+    if "comparison" in documents:
+        documents["comparison"] = {**documents["comparison"], "all_histograms": all_histograms}
     if not documents:
         raise ValueError(f"report: give at least one of {', '.join(given)}")
     page = [_section(name, documents[name]) for name in _SECTIONS if name in documents]

@@ -214,8 +214,9 @@ def comparison(document: dict) -> Section:
                Column("max error", "number"), Column("clipped", "number"), Column("saturated", "number"), Column("SQNR converted", "number"),
                Column("note", "text")]  # fmt: skip
     table = [_compared_row(row, row["layer"] == first_bad, document["min_sqnr_db"]) for row in rows]
-    drawn = sorted((row for row in rows if row["histogram"] and row["observed"]), key=_worst_first)[:_HISTOGRAMS]
-    pictures = [_histogram(row) for row in drawn]
+    drawable = sorted((row for row in rows if row["histogram"] and row["observed"]), key=_worst_first)
+    pictures = [_histogram(row) for row in (drawable if document.get("all_histograms") else drawable[:_HISTOGRAMS])]
+    which = "all layers" if len(pictures) == len(drawable) else f"the {len(pictures)} layers with the lowest SQNR, of {len(drawable)}"
     return Section(
         "comparison",
         "Layer by layer",
@@ -226,7 +227,7 @@ def comparison(document: dict) -> Section:
         pictures[_HISTOGRAMS_SHOWN:],
         notes=["Errors add up along the network: each layer gets its inputs from the quantized layers before it.",
                "Clipped: float values outside the range. Saturated: codes at an end of the range.",
-               f"Histograms show the float values of the layers with the lowest SQNR, at most {_HISTOGRAMS}; dashed lines are the range that the codes can represent."],
+               f"Histograms show the float values of {which}, the lowest SQNR first; dashed lines are the range that the codes can represent."],
     )  # fmt: skip
 
 

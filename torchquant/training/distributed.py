@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import nn
 
 from torchquant.calibrate import named_fake_quants
-from torchquant.prepare import PreparedModel
+from torchquant.prepare import check_prepared
 from torchquant.process_group import merge_observers
 
 
@@ -25,10 +25,7 @@ def synchronize_observers(prepared: nn.Module, process_group=None) -> None:
     Raises:
         RuntimeError: torch.distributed is not initialized, or the processes hold different models.
     """
-    if not isinstance(prepared, PreparedModel):
-        raise TypeError(
-            f"synchronize_observers: expected a model that torchquant.prepare or prepare_qat returned, got {type(prepared).__name__}"
-        )
+    check_prepared("synchronize_observers", prepared, "prepare or prepare_qat")
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError("synchronize_observers: torch.distributed is not initialized; call torch.distributed.init_process_group first")
     fake_quants = [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchquant.fake_quantize import FakeQuantize
-from torchquant.prepare import PreparedModel
+from torchquant.prepare import check_prepared
 from torchquant.prepare.quantized_parameter import extend, weight_fake_quants
 from torchquant.qconfig import QuantSpec
 
@@ -41,8 +41,7 @@ def integer_forward(prepared: nn.Module) -> list[str]:
         TypeError: if `prepared` is not a prepared model.
         ValueError: if none of its layers can, or if it is not on the CPU.
     """
-    if not isinstance(prepared, PreparedModel):
-        raise TypeError(f"{_METHOD}: expected a model that torchquant.prepare_qat returned, got {type(prepared).__name__}")
+    check_prepared(_METHOD, prepared, "prepare_qat")
     if any(parameter.device.type != "cpu" for parameter in prepared.parameters()):
         raise ValueError(f"{_METHOD}: the integer kernels for training run on the CPU only; move the model there, or leave it as it is")
     paths = {id(module): path for path, module in prepared.named_modules()}
@@ -55,7 +54,7 @@ def integer_forward(prepared: nn.Module) -> list[str]:
         )
     for path, module in suitable:
         module.torchquant_path = path
-        extend(module, mixin=_LINEAR if isinstance(module, nn.Linear) else _CONV)
+        extend(module, mixin=_IntegerLinear if isinstance(module, nn.Linear) else _IntegerConv2d)
     for source in sources:
         source.register_forward_hook(_mark)
     for module in prepared.modules():
@@ -153,7 +152,7 @@ class _IntegerLayer:
         return None
 
 
-class _LINEAR(_IntegerLayer):
+class _IntegerLinear(_IntegerLayer):
     def _integer_product(self, codes, weight_codes, multiplier, bias, zero_point):
         return _ops.quantized_linear(codes, weight_codes, multiplier, bias, x_zero_point=zero_point, output_dtype=torch.float32)
 
@@ -163,7 +162,7 @@ class _LINEAR(_IntegerLayer):
         return grad @ weight, rows.t() @ inputs, rows.sum(0) if has_bias else None
 
 
-class _CONV(_IntegerLayer):
+class _IntegerConv2d(_IntegerLayer):
     def _integer_product(self, codes, weight_codes, multiplier, bias, zero_point):
         return _ops.quantized_conv(
             codes, weight_codes, multiplier, bias, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding,

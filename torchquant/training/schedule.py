@@ -6,7 +6,7 @@ from torch import nn
 
 from torchquant.calibrate import named_fake_quants
 from torchquant.fake_quantize import FakeQuantize
-from torchquant.prepare import PreparedModel, freeze_batch_norm
+from torchquant.prepare import check_prepared, freeze_batch_norm
 
 
 class Schedule:
@@ -46,8 +46,7 @@ class Schedule:
         stop_observers_after: int | None = None,
         freeze_batch_norm_after: int | None = None,
     ):
-        if not isinstance(prepared, PreparedModel):
-            raise TypeError(f"Schedule: expected a model that torchquant.prepare_qat returned, got {type(prepared).__name__}")
+        check_prepared("Schedule", prepared, "prepare_qat")
         self.prepared = prepared
         self.start_observers_after = _count("start_observers_after", start_observers_after)
         self.start_fake_quant_after = _count("start_fake_quant_after", start_fake_quant_after)

@@ -194,6 +194,14 @@ def observe_moving_average():
     ]
 
 
+@samples_of("fake_quantize_and_observe")
+def fake_quantize_and_observe():
+    return [
+        call(x, *parameters(1), *range_state(1), averaging_constant=0.1, **UINT8)
+        for x in (activation(7, 5), activation(7, 5, requires_grad=True), channels_last(requires_grad=True))
+    ]
+
+
 @samples_of("observe_histogram")
 def observe_histogram():
     def state(*channels):

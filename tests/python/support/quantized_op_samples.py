@@ -165,3 +165,37 @@ def attention():
         call(q.half(), k.half(), v.half()),
         call(q[0], k[0], v[0]),
     ]
+
+
+@samples_of("layer_norm")
+def layer_norm():
+    weight, bias = torch.rand(19), torch.randn(19)
+    return [
+        call(torch.randn(2, 3, 19), weight, bias, eps=1e-3),
+        call(torch.randn(19, 4).t()),
+        call(torch.randn(2, 19).half(), weight.half(), bias.half()),
+        call(torch.randn(0, 19), weight, None),
+    ]
+
+
+def kv_cache(batch, heads, capacity, depth):
+    """key_cache, key_scale, value_cache, value_scale"""
+    scales = [torch.rand(batch, heads, capacity) * 0.02 for _ in range(2)]
+    caches = [int8_weight(batch, heads, capacity, depth) for _ in range(2)]
+    return caches[0], scales[0], caches[1], scales[1]
+
+
+@samples_of("kv_cache_append")
+def kv_cache_append():
+    key, value = torch.randn(2, 3, 2, 8), torch.randn(2, 2, 3, 8).transpose(1, 2)
+    lengths = torch.tensor([0, 5], dtype=torch.int32)
+    return [call(key, value, *kv_cache(2, 3, 7, 8), lengths), call(key.half(), value.half(), *kv_cache(2, 3, 7, 8), lengths)]
+
+
+@samples_of("kv_cache_attention")
+def kv_cache_attention():
+    lengths = torch.tensor([0, 7], dtype=torch.int32)
+    return [
+        call(torch.randn(2, 6, 1, 64), *kv_cache(2, 3, 7, 64), lengths),
+        call(torch.randn(2, 3, 1, 128).bfloat16(), *kv_cache(2, 3, 7, 128), lengths, scale=0.1),
+    ]
