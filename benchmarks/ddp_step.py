@@ -13,17 +13,14 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-import statistics
 import sys
-import time
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from qat_step import build
-from harness import write_result
+from harness import print_against_fp32, timed_step, write_result
 
 PEERS = ("fp32", "torchquant")
 
@@ -38,15 +35,7 @@ def make_step(peer: str, batch: int, size: int):
 
     def step() -> float:
         dist.barrier()
-        start = time.perf_counter()
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        seconds = time.perf_counter() - start
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"{peer}: the loss is {loss.item()}; timing a diverged model means nothing")
-        return seconds
+        return timed_step(model, optimizer, images, labels)[0]
 
     return step
 
@@ -92,10 +81,7 @@ def main() -> int:
 
     torch.set_num_threads(options.threads)  # what the result says of this machine
     seconds = run(options)
-    medians = {peer: statistics.median(seconds[peer]) for peer in PEERS}
-    rows = [{"peer": peer, "median_ms": 1e3 * medians[peer], "ratio_to_fp32": medians[peer] / medians["fp32"]} for peer in PEERS]
-    for row in rows:
-        print(f"{row['peer']:<12} {row['median_ms']:8.1f} ms   {row['ratio_to_fp32']:.3f}x of fp32")
+    rows = print_against_fp32(seconds)
     write_result("ddp_step_cpu", {"model": "resnet18", **vars(options)}, rows)
     return 0
 

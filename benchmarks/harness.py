@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import pathlib
 import platform
+import statistics
 import sys
 import time
 import traceback
 
-RESULTS = pathlib.Path(__file__).resolve().parent / "results"
+BENCHMARKS = pathlib.Path(__file__).resolve().parent
+RESULTS = pathlib.Path(os.environ.get("TORCHQUANT_RESULTS_DIR", BENCHMARKS / "results")).resolve()
 
 
 def _serve(connection, make_burst, arguments) -> None:
@@ -24,6 +27,30 @@ def _serve(connection, make_burst, arguments) -> None:
         pass
     except BaseException:
         connection.send(("error", traceback.format_exc()))
+
+
+def timed_step(model, optimizer, images, labels):
+    """One training step of a classifier: (its seconds, its loss). A loss that is not finite ends the run."""
+    from torch.nn.functional import cross_entropy  # here, because the peers' processes choose what they import
+
+    start = time.perf_counter()
+    optimizer.zero_grad()
+    loss = cross_entropy(model(images), labels)
+    loss.backward()
+    optimizer.step()
+    seconds = time.perf_counter() - start
+    if not loss.isfinite():
+        raise RuntimeError(f"the loss is {loss.item()}; timing a diverged model means nothing")
+    return seconds, loss.item()
+
+
+def print_against_fp32(seconds: dict[str, list[float]]) -> list[dict]:
+    """Prints the median of each peer and its ratio to fp32's; returns them as rows for `write_result`."""
+    medians = {peer: statistics.median(values) for peer, values in seconds.items()}
+    rows = [{"peer": peer, "median_ms": 1e3 * median, "ratio_to_fp32": median / medians["fp32"]} for peer, median in medians.items()]
+    for row in rows:
+        print(f"{row['peer']:<16} {row['median_ms']:8.1f} ms   {row['ratio_to_fp32']:.3f}x of fp32")
+    return rows
 
 
 class PeerProcesses:
@@ -93,7 +120,8 @@ def cpu_name() -> str:
 
 
 def write_result(name: str, setup: dict, rows: list, quiet: bool = False) -> pathlib.Path:
-    """Writes benchmarks/results/<name>.json with what is needed to read and to repeat it."""
+    """Writes <name>.json, with what is needed to read and to repeat it, into benchmarks/results/ or the folder that the
+    environment variable TORCHQUANT_RESULTS_DIR names."""
     import torch
 
     import torchquant
@@ -102,10 +130,11 @@ def write_result(name: str, setup: dict, rows: list, quiet: bool = False) -> pat
     path = RESULTS / f"{name}.json"
     script = pathlib.Path(sys.argv[0]).resolve()
     document = {
-        "command": " ".join(["python", f"benchmarks/{script.relative_to(RESULTS.parent)}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{script.relative_to(BENCHMARKS)}", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "cpu": cpu_name(),
         "isa": torchquant._C.selected_isa(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "setup": setup,
@@ -115,5 +144,5 @@ def write_result(name: str, setup: dict, rows: list, quiet: bool = False) -> pat
     beside.write_text(json.dumps(document, indent=2) + "\n")
     beside.replace(path)  # a run that is stopped here leaves the earlier result whole
     if not quiet:
-        print(f"written: {path.relative_to(RESULTS.parent.parent)}")
+        print(f"written: {os.path.relpath(path)}")
     return path

@@ -9,14 +9,12 @@ Each peer runs in a process of its own, in turn. Prints medians and ratios; writ
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
 
 import torch
 from torch import nn
 
-from harness import RESULTS, PeerProcesses, write_result
+from harness import RESULTS, PeerProcesses, print_against_fp32, timed_step, write_result
 
 PEERS = ("fp32", "fake_quant", "integer_forward")
 
@@ -51,12 +49,7 @@ def trainer(peer: str, options: argparse.Namespace):
         nonlocal count
         chosen = slice(count % 8 * options.batch, (count % 8 + 1) * options.batch)
         count += 1
-        begin = time.perf_counter()
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(inputs[chosen]), labels[chosen])
-        loss.backward()
-        optimizer.step()
-        return time.perf_counter() - begin, loss.item()
+        return timed_step(model, optimizer, inputs[chosen], labels[chosen])
 
     return step
 
@@ -102,10 +95,7 @@ def main() -> int:
 
     with PeerProcesses({peer: (make_burst, (peer, options)) for peer in PEERS}) as peers:
         seconds = peers.alternate(options.rounds)
-    medians = {peer: statistics.median(sum(bursts, [])) for peer, bursts in seconds.items()}
-    rows = [{"peer": peer, "median_ms": 1e3 * medians[peer], "ratio_to_fp32": medians[peer] / medians["fp32"]} for peer in PEERS]
-    for row in rows:
-        print(f"{row['peer']:<16} {row['median_ms']:8.1f} ms   {row['ratio_to_fp32']:.3f}x of fp32")
+    rows = print_against_fp32({peer: sum(bursts, []) for peer, bursts in seconds.items()})
     curves = loss_curves(options)
     apart = max(abs(a - b) for a, b in zip(*curves.values()))
     print(f"loss curves: from {curves['fake_quant'][0]:.3f} to {curves['fake_quant'][-1]:.4f}, at most {apart:.2g} apart")

@@ -9,14 +9,12 @@ within a minute. Prints medians and ratios; writes benchmarks/results/qat_step_c
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
 
 import torch
 from torch import nn
 
-from harness import PeerProcesses, write_result
+from harness import PeerProcesses, print_against_fp32, timed_step, write_result
 
 PEERS = ("fp32", "torchquant", "torch_ao_fx")
 
@@ -49,20 +47,11 @@ def make_burst(peer: str, batch: int, size: int, steps: int, threads: int):
     model = build(peer, images)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
-    def step() -> float:
-        start = time.perf_counter()
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        seconds = time.perf_counter() - start
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"{peer}: the loss is {loss.item()}; timing a diverged model means nothing")
-        return seconds
+    def burst(count: int) -> list[float]:
+        return [timed_step(model, optimizer, images, labels)[0] for _ in range(count)]
 
-    for _ in range(3):
-        step()
-    return lambda: [step() for _ in range(steps)]
+    burst(3)
+    return lambda: burst(steps)
 
 
 def main() -> int:
@@ -77,13 +66,7 @@ def main() -> int:
     arguments = (options.batch, options.size, options.steps, options.threads)
     with PeerProcesses({peer: (make_burst, (peer, *arguments)) for peer in PEERS}) as peers:
         seconds = peers.alternate(options.rounds)
-    medians = {peer: statistics.median(sum(bursts, [])) for peer, bursts in seconds.items()}
-    rows = [
-        {"peer": peer, "median_ms": 1e3 * medians[peer], "ratio_to_fp32": medians[peer] / medians["fp32"]}
-        for peer in PEERS
-    ]
-    for row in rows:
-        print(f"{row['peer']:<12} {row['median_ms']:8.1f} ms   {row['ratio_to_fp32']:.3f}x of fp32")
+    rows = print_against_fp32({peer: sum(bursts, []) for peer, bursts in seconds.items()})
     write_result("qat_step_cpu", {"model": "resnet18", **vars(options)}, rows)
     return 0
 
