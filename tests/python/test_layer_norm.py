@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         self.norm_first, self.masked = norm_first, masked
         self.project, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
         self.up, self.down = nn.Linear(32, 48), nn.Linear(48, 32)
-        self.first, self.second = nn.LayerNorm(32), nn.LayerNorm(32, elementwise_affine=norm_first)
+        self.first, self.second = nn.LayerNorm(32), nn.LayerNorm(32, bias=norm_first)
         self.head = nn.Linear(32, 4)
 
     def attend(self, x):
