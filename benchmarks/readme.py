@@ -78,8 +78,10 @@ def peers_section() -> str:
         others = sorted((name for name in systems if not name.startswith("torchquant")), key=lambda name: systems[name]["median_ms"])
         cells = [f"{name} {systems[name]['median_ms']:.1f} ms" for name in others]
         rows.append((row["network"], row["batch"], f"{systems[ours]['median_ms']:.1f} ms", ", ".join(cells)))
+    # Rows may come from several runs (--merge), of which the file names the last.
+    measured = where(result | {"command": "python benchmarks/peers/run.py --merge --networks NETWORK --batches BATCH --systems SYSTEM..."})
     return (
-        f"**Whole networks in int8 beside other systems**, median of {result['setup']['rounds']} rounds ({where(result)}):\n\n"
+        f"**Whole networks in int8 beside other systems**, each row one run, median of {result['setup']['rounds']} rounds ({measured}):\n\n"
         + markdown(("network", "batch", "TorchQuant", "others, fastest first"), rows)
     )
 

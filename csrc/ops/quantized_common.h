@@ -106,7 +106,7 @@ TQ_API kernels::Operand operand(const at::Tensor& dense, int64_t zero_point);
 
 // An optional per-channel tensor as dense fp32, undefined where there is none, and its data, null where undefined.
 TQ_API at::Tensor float_or_undefined(const std::optional<at::Tensor>& tensor);
-const float* float_data_or_null(const at::Tensor& tensor);
+TQ_API const float* float_data_or_null(const at::Tensor& tensor);
 
 // Items of `cost` operations each that are worth a thread of their own.
 inline int64_t grain_size(int64_t cost) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, cost)); }

@@ -1,5 +1,7 @@
 // torchquant::quantized_embedding: rows of an int8 or int4 table, dequantized as they are looked up. Emitted by the
 // converter.
+#include "ops/quantized_embedding.h"
+
 #include <ATen/ops/empty.h>
 
 #include "ops/quantized_common.h"
@@ -39,22 +41,14 @@ at::Tensor quantized_embedding(const at::Tensor& indices, const at::Tensor& weig
   sizes.emplace_back(embedding_dim);
   if (!weight.is_cpu()) return at::empty_symint(sizes, weight.options().dtype(output_dtype));
   check_values(kOp, "weight_scale", weight_scale, /*positive=*/true);
-  const at::Tensor dense_indices = indices.to(at::kLong).contiguous();
-  check_indices(dense_indices, weight.size(0));
+  EmbeddingOperands operands(indices, weight, weight_scale, weight_zero_point, weight_bits, weight_quant_min,
+                             embedding_dim, group_size);
+  check_indices(operands.indices, weight.size(0));
   const at::Tensor out = at::empty_symint(sizes, weight.options().dtype(at::kFloat));
 
-  const at::Tensor dense_weight = weight.contiguous();
-  const at::Tensor dense_scale = weight_scale.contiguous();
-  const at::Tensor dense_zero_point = float_or_undefined(weight_zero_point);
-  const kernels::EmbeddingArgs args{dense_indices.const_data_ptr<int64_t>(),
-                                    {dense_weight.const_data_ptr(), embedding_dim, static_cast<int32_t>(weight_bits),
-                                     static_cast<int32_t>(weight_quant_min)},
-                                    dense_scale.const_data_ptr<float>(),
-                                    float_data_or_null(dense_zero_point),
-                                    group_size.value_or(embedding_dim),
-                                    out.mutable_data_ptr<float>()};
-  parallel_range(dense_indices.numel(), embedding_dim,
-                 [&](kernels::IndexRange range) { kernels::quantized_kernels().embedding(args, range); });
+  operands.args.out = out.mutable_data_ptr<float>();
+  parallel_range(operands.indices.numel(), embedding_dim,
+                 [&](kernels::IndexRange range) { kernels::quantized_kernels().embedding(operands.args, range); });
   return out.to(output_dtype);
 }
 

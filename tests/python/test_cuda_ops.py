@@ -119,6 +119,17 @@ def test_learnable_backward_of_large_tensors(axis, group_size, shift):
         torch.testing.assert_close(actual.cpu(), expected, rtol=1e-4, atol=1e-3)
 
 
+def check_capture(step):
+    """A CUDA graph of `step` gives what a call before the capture gave."""
+    expected = step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    for a, b in zip(captured, expected):
+        assert torch.equal(a, b)
+
+
 @needs_gpu
 def test_training_ops_are_captured_by_a_graph():
     x, grad = torch.randn(256, 512, device="cuda"), torch.randn(256, 512, device="cuda")
@@ -133,13 +144,7 @@ def test_training_ops_are_captured_by_a_graph():
         )
         return y, *ops.fake_quantize_learnable_backward(grad, x, scale, zero_point, axis=0, **codes)
 
-    expected = step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    graph.replay()
-    for a, b in zip(captured, expected):
-        assert torch.equal(a, b)
+    check_capture(step)
 
 
 @needs_gpu
@@ -177,13 +182,7 @@ def test_inference_ops_are_captured_by_a_graph():
     def step():
         return ops.quantized_linear_dynamic(x, weight, scale), ops.quantized_linear_weight_only(x, weight, scale)
 
-    expected = step()  # packs the weights, which a capture cannot
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    graph.replay()
-    for a, b in zip(captured, expected):
-        assert torch.equal(a, b)
+    check_capture(step)  # the call before the capture packs the weights
 
 
 @needs_gpu

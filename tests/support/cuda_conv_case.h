@@ -14,6 +14,7 @@
 #include "kernels/cuda/integer_conv.h"
 #include "kernels/integer_conv.h"
 #include "numerics/int4.h"
+#include "support/describe_conv.h"
 #include "support/rng.h"
 
 namespace torchquant::test {
@@ -41,14 +42,8 @@ struct CudaLayer {
 
 inline std::string describe(const CudaLayer& l) {
   std::ostringstream s;
-  s << "batch " << l.batch << ", image " << l.height << "x" << l.width << ", channels " << l.spec.in_channels << " > "
-    << l.spec.out_channels << ", groups " << l.spec.groups << (l.spec.transposed ? ", transposed" : "");
-  for (const ConvAxisSpec& a : {l.spec.height, l.spec.width}) {
-    s << ", axis(k " << a.kernel << " s " << a.stride << " p " << a.padding << " d " << a.dilation << " op "
-      << a.output_padding << ")";
-  }
-  s << ", tile " << static_cast<int>(l.tile) << ", x type " << static_cast<int>(l.x_type) << ", out type "
-    << static_cast<int>(l.output.type) << ", residual " << l.residual << " of type "
+  s << describe_shape(l) << ", tile " << static_cast<int>(l.tile) << ", x type " << static_cast<int>(l.x_type)
+    << ", out type " << static_cast<int>(l.output.type) << ", residual " << l.residual << " of type "
     << static_cast<int>(l.residual_type) << ", activation " << static_cast<int>(l.output.activation.kind)
     << ", weight bits " << l.weight_bits << ", misaligned " << l.misaligned;
   return s.str();

@@ -63,13 +63,15 @@ __global__ void __launch_bounds__(kThreads) percentile_kernel(Histogram state, d
   out.write(channel, numerics::percentile_range(channel_of(state, channel), percentile, out.symmetric));
 }
 
-__device__ void fill_prefix(const numerics::Histogram& h, Moments* prefix) {
-  for (int32_t bin = threadIdx.x; bin < h.grid.bins; bin += kThreads)
-    prefix[bin + 1] = numerics::moments_of_bin(h, bin);
+// prefix[i] = the sum of of_bin(h, bin) over the bins below i, member by member; prefix[0] is zero.
+template <typename Sums, typename OfBin, typename First, typename Second, typename Third>
+__device__ void fill_prefix(const numerics::Histogram& h, Sums* prefix, const OfBin& of_bin, First Sums::*first,
+                            Second Sums::*second, Third Sums::*third) {
+  for (int32_t bin = threadIdx.x; bin < h.grid.bins; bin += kThreads) prefix[bin + 1] = of_bin(h, bin);
   __syncthreads();
-  if (threadIdx.x == 0) add_up(prefix, h.grid.bins, &Moments::m0);
-  if (threadIdx.x == kWarp) add_up(prefix, h.grid.bins, &Moments::m1);
-  if (threadIdx.x == 2 * kWarp) add_up(prefix, h.grid.bins, &Moments::m2);
+  if (threadIdx.x == 0) add_up(prefix, h.grid.bins, first);
+  if (threadIdx.x == kWarp) add_up(prefix, h.grid.bins, second);
+  if (threadIdx.x == 2 * kWarp) add_up(prefix, h.grid.bins, third);
   __syncthreads();
 }
 
@@ -78,7 +80,8 @@ __global__ void __launch_bounds__(kThreads) mse_kernel(Histogram state, ScaleOut
   Moments* prefix = scratch + static_cast<int64_t>(blockIdx.x) * (state.bins + 1);
   for (int64_t channel = blockIdx.x; channel < state.channels; channel += gridDim.x) {
     const numerics::Histogram h = channel_of(state, channel);
-    fill_prefix(h, prefix);
+    const auto of_bin = [](const numerics::Histogram& of, int32_t bin) { return numerics::moments_of_bin(of, bin); };
+    fill_prefix(h, prefix, of_bin, &Moments::m0, &Moments::m1, &Moments::m2);
     const auto search = [&](Range full, RangeError best, numerics::MovingEnds moving) {
       const auto candidate = [&](int32_t i) {  // the widest first
         return numerics::mse_candidate(full, best.range, moving, numerics::kMseCandidates - i);
@@ -97,22 +100,15 @@ __global__ void __launch_bounds__(kThreads) mse_kernel(Histogram state, ScaleOut
   }
 }
 
-__device__ void fill_prefix(const numerics::Histogram& h, EntropySums* prefix) {
-  for (int32_t bin = threadIdx.x; bin < h.grid.bins; bin += kThreads)
-    prefix[bin + 1] = numerics::entropy_sums_of_bin(h, bin);
-  __syncthreads();
-  if (threadIdx.x == 0) add_up(prefix, h.grid.bins, &EntropySums::count);
-  if (threadIdx.x == kWarp) add_up(prefix, h.grid.bins, &EntropySums::count_log);
-  if (threadIdx.x == 2 * kWarp) add_up(prefix, h.grid.bins, &EntropySums::occupied);
-  __syncthreads();
-}
-
 __global__ void __launch_bounds__(kThreads) entropy_kernel(Histogram state, ScaleOutput out, EntropySums* scratch) {
   __shared__ double divergences[numerics::kEntropyCandidates];
   EntropySums* prefix = scratch + static_cast<int64_t>(blockIdx.x) * (state.bins + 1);
   for (int64_t channel = blockIdx.x; channel < state.channels; channel += gridDim.x) {
     const numerics::Histogram h = channel_of(state, channel);
-    fill_prefix(h, prefix);
+    const auto of_bin = [](const numerics::Histogram& of, int32_t bin) {
+      return numerics::entropy_sums_of_bin(of, bin);
+    };
+    fill_prefix(h, prefix, of_bin, &EntropySums::count, &EntropySums::count_log, &EntropySums::occupied);
     const auto candidates = numerics::entropy_candidates(h);
     const int32_t count = candidates.count();
     const bool seen = prefix[state.bins].count > 0.0;

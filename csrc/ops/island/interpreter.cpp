@@ -6,8 +6,8 @@
 #include <ATen/core/jit_type.h>
 #include <ATen/ops/clone.h>
 
+#include <map>
 #include <mutex>
-#include <unordered_map>
 
 namespace torchquant::island {
 namespace {
@@ -163,14 +163,14 @@ std::shared_ptr<const InterpretedProgram> find_program(std::string_view text) {
   // Texts of models that are gone stay until this many others came.
   constexpr size_t kMostPrograms = 256;
   static std::mutex mutex;
-  static std::unordered_map<std::string, std::shared_ptr<const InterpretedProgram>> programs;
-  const std::string key(text);
+  // Found by the text as it is: a copy of it in every call would cost as much as enqueuing ops.
+  static std::map<std::string, std::shared_ptr<const InterpretedProgram>, std::less<>> programs;
   const std::lock_guard lock(mutex);
-  const auto found = programs.find(key);
+  const auto found = programs.find(text);
   if (found != programs.end()) return found->second;
   auto parsed = std::make_shared<const InterpretedProgram>(text);
   if (programs.size() == kMostPrograms) programs.clear();
-  programs.emplace(key, parsed);
+  programs.emplace(text, parsed);
   return parsed;
 }
 

@@ -14,6 +14,7 @@
 #include <tuple>
 #include <vector>
 
+#include "support/describe_conv.h"
 #include "support/isas.h"
 #include "support/rng.h"
 
@@ -48,15 +49,9 @@ struct Layer {
 
 std::string describe(const Layer& l) {
   std::ostringstream s;
-  s << "batch " << l.batch << ", image " << l.height << "x" << l.width << ", channels " << l.spec.in_channels << " > "
-    << l.spec.out_channels << ", groups " << l.spec.groups << (l.spec.transposed ? ", transposed" : "");
-  for (const ConvAxisSpec& a : {l.spec.height, l.spec.width}) {
-    s << ", axis(k " << a.kernel << " s " << a.stride << " p " << a.padding << " d " << a.dilation << " op "
-      << a.output_padding << ")";
-  }
-  s << ", x type " << static_cast<int>(l.x_type) << ", out type " << static_cast<int>(l.out_type) << ", residual "
-    << l.residual << ", activation " << static_cast<int>(l.activation.kind) << ", pitch +" << l.extra_channels
-    << ", border +" << l.extra_border << ", threads " << l.threads;
+  s << test::describe_shape(l) << ", x type " << static_cast<int>(l.x_type) << ", out type " << static_cast<int>(l.out_type)
+    << ", residual " << l.residual << ", activation " << static_cast<int>(l.activation.kind) << ", pitch +"
+    << l.extra_channels << ", border +" << l.extra_border << ", threads " << l.threads;
   return s.str();
 }
 
