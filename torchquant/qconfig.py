@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import operator
 import os
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from torchquant.files import write_text
 OBSERVERS = ("auto", "min_max", "moving_average", "percentile", "mse", "entropy")
 HISTOGRAM_OBSERVERS = ("percentile", "mse", "entropy")
 ROUNDINGS = ("nearest", "stochastic", "noise")
+
+# Operations without weights that are quantized where a QConfigMapping asks for them by name: kind, as receipts say it -> the
+# functions that it stands for.
+OBJECT_TYPES = {"matmul": (torch.matmul, torch.bmm, torch.mm, operator.matmul)}
 
 FILE_VERSION = 1  # of a saved QConfigMapping
 
@@ -214,15 +219,18 @@ class QConfigMapping:
         QConfigMapping(qconfigs.int8_static())
             .set_module_type(nn.Linear, qconfigs.int8_dynamic())
             .set_module_name(r"encoder\\.layer\\.0", None)
+            .set_object_type(torch.matmul, qconfigs.int8_static())
 
     A name is a regular expression that must match the whole path in `named_modules()`. None keeps a module float. A module
     without an entry of its own takes its parent's. A name beats a type, and a type beats the default; of two names or two
-    types that fit, the later wins. A name that fits no module is an error, a type that does a warning.
+    types that fit, the later wins. A name that fits no module is an error, a type that does a warning. Products of two activations
+    are quantized by `set_object_type` alone.
     """
 
     default: QConfig | None = None
     _types: list[tuple[type, QConfig | None]] = field(default_factory=list, init=False)
     _names: list[tuple[str, QConfig | None]] = field(default_factory=list, init=False)
+    _object_types: list[tuple[str, QConfig | None]] = field(default_factory=list, init=False)
     # What chose this mapping and why (torchquant.methods.choose_observers); no part of its value.
     report: object = field(default=None, init=False, compare=False, repr=False)
 
@@ -249,20 +257,45 @@ class QConfigMapping:
         self._names.append((pattern, qconfig))
         return self
 
+    def set_object_type(self, object_type: str | Callable, qconfig: QConfig | None) -> QConfigMapping:
+        """An operation without weights: "matmul" or torch.matmul, torch.bmm, torch.mm, operator.matmul, all of which stand for the
+        product of two activations however it is written. Both operands get fake-quants with `qconfig.activation`, which must have one
+        fixed scale. A module that a name keeps float (None) keeps its products float, too.
+        """
+        kind = next((kind for kind, functions in OBJECT_TYPES.items() if object_type in (kind, *functions)), None)
+        if kind is None:
+            hint = "; for modules there is set_module_type" if isinstance(object_type, type) else ""
+            raise ValueError(
+                "QConfigMapping.set_object_type: object_type must be 'matmul', torch.matmul, torch.bmm, torch.mm or operator.matmul, "
+                f"got {object_type!r}{hint}"
+            )
+        _check_qconfig("QConfigMapping.set_object_type", qconfig)
+        spec = qconfig and qconfig.activation
+        if qconfig is not None and (spec is None or spec.dynamic or spec.axis is not None):
+            raise ValueError(
+                "QConfigMapping.set_object_type: qconfig must quantize activations with one fixed scale, as "
+                f"torchquant.qconfigs.int8_static() does, got activation={spec!r}"
+            )
+        self._object_types.append((kind, qconfig))
+        return self
+
     def resolve(self, model: nn.Module, *, training: bool = False) -> dict[str, QConfig | None]:
         """Path of every module -> its QConfig, None for what stays float. `training` decides "auto" observers."""
         modules = dict(model.named_modules(remove_duplicate=False))
         self._check_names_fit(modules)
         self._warn_of_types_that_fit_nothing(modules)
-        by_name, by_type = {}, {}
-        for path, module in modules.items():  # parents come before their children
-            parent = path.rpartition(".")[0] if path else None
-            names = [qconfig for pattern, qconfig in self._names if re.fullmatch(pattern, path)]
-            types = [qconfig for cls, qconfig in self._types if isinstance(module, cls)]
-            by_name[path] = names[-1] if names else by_name.get(parent, _UNSET)
-            by_type[path] = types[-1] if types else by_type.get(parent, _UNSET)
+        by_name = _inherited(modules, self._names, lambda pattern, path, module: re.fullmatch(pattern, path))
+        by_type = _inherited(modules, self._types, lambda cls, path, module: isinstance(module, cls))
         resolved = {path: _first_set(by_name[path], by_type[path], self.default) for path in modules}
         return {path: qconfig and qconfig.with_observers_for(training=training) for path, qconfig in resolved.items()}
+
+    def resolve_object_type(self, kind: str, model: nn.Module, *, training: bool = False) -> dict[str, QConfig | None]:
+        """Path of every module -> the QConfig of such operations in its forward, None where they stay float."""
+        modules = dict(model.named_modules(remove_duplicate=False))
+        given = [qconfig for other, qconfig in self._object_types if other == kind]
+        qconfig = given[-1].with_observers_for(training=training) if given and given[-1] else None
+        by_name = _inherited(modules, self._names, lambda pattern, path, module: re.fullmatch(pattern, path))
+        return {path: None if by_name[path] is None else qconfig for path in modules}
 
     def _check_names_fit(self, modules: dict[str, nn.Module]) -> None:
         for pattern, _ in self._names:
@@ -288,16 +321,21 @@ class QConfigMapping:
 
     def to_dict(self) -> dict:
         """Plain values, for YAML and JSON; `from_dict` reads them."""
-        return {
+        values = {
             "version": FILE_VERSION,
             "default": self.default and self.default.to_dict(),
             "types": [{"type": _class_name(cls), "qconfig": qconfig and qconfig.to_dict()} for cls, qconfig in self._types],
             "names": [{"name": name, "qconfig": qconfig and qconfig.to_dict()} for name, qconfig in self._names],
         }
+        if self._object_types:  # earlier versions read files without them
+            values["object_types"] = [
+                {"object_type": kind, "qconfig": qconfig and qconfig.to_dict()} for kind, qconfig in self._object_types
+            ]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping) -> QConfigMapping:
-        _check_keys("QConfigMapping", values, {"version", "default", "types", "names"}, set())
+        _check_keys("QConfigMapping", values, {"version", "default", "types", "names", "object_types"}, set())
         version = values.get("version", FILE_VERSION)
         _check(version == FILE_VERSION, "QConfigMapping.from_dict", "version", f"{FILE_VERSION}, which this torchquant reads", version)
         mapping = cls(_qconfig_from(values.get("default")))
@@ -307,6 +345,9 @@ class QConfigMapping:
         for entry in values.get("names", ()):
             _check_keys("QConfigMapping names", entry, {"name", "qconfig"}, {"name", "qconfig"})
             mapping.set_module_name(entry["name"], _qconfig_from(entry["qconfig"]))
+        for entry in values.get("object_types", ()):
+            _check_keys("QConfigMapping object_types", entry, {"object_type", "qconfig"}, {"object_type", "qconfig"})
+            mapping.set_object_type(entry["object_type"], _qconfig_from(entry["qconfig"]))
         return mapping
 
     def save(self, path: str | os.PathLike) -> None:
@@ -340,6 +381,15 @@ class QConfigMapping:
 
 
 _UNSET = object()  # None means "keep it float"
+
+
+def _inherited(modules, entries, fits):
+    """Path -> the QConfig of the last entry that fits the module, else its parent's, else _UNSET."""
+    found = {}
+    for path, module in modules.items():  # parents come before their children
+        own = [qconfig for key, qconfig in entries if fits(key, path, module)]
+        found[path] = own[-1] if own else found.get(path.rpartition(".")[0] if path else None, _UNSET)
+    return found
 
 
 def _first_set(*candidates):

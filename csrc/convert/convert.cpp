@@ -54,6 +54,7 @@ constexpr Pass kPasses[] = {
     {"lower_resize", conversion::lower_resize},
     {"lower_add", conversion::lower_add},
     {"lower_mul", conversion::lower_mul},
+    {"lower_matmul", conversion::lower_matmul},
     {"lower_pointwise", conversion::lower_pointwise},
     {"collect_fallbacks", conversion::collect_fallbacks},
     {"follow_input_device", conversion::follow_input_device},

@@ -41,6 +41,8 @@ void lower_resize(Conversion& conversion);
 // add and mul of two quantized tensors.
 void lower_add(Conversion& conversion);
 void lower_mul(Conversion& conversion);
+// matmul, bmm and mm of two quantized tensors.
+void lower_matmul(Conversion& conversion);
 // Pointwise functions between two quantized tensors -> a table; quantize of what is quantized already -> nothing or a
 // table.
 void lower_pointwise(Conversion& conversion);

@@ -21,6 +21,16 @@ std::string float_kind(const Node* node) {
   return "";
 }
 
+// What keeps a product of two activations in floats.
+std::string product_reason(const Node* node) {
+  const std::string reason = kByDesign;
+  if (is_aten(node, {"matmul", "bmm", "mm"})) {
+    return reason + ": QConfigMapping.set_object_type(\"matmul\", ...) quantizes products of two activations";
+  }
+  if (is_aten(node, {"scaled_dot_product_attention"})) return reason;
+  return reason + ": of the products of two activations, matmul, bmm and mm have an integer kernel";
+}
+
 // Ops that have an integer kernel, for tensors that are quantized on both sides.
 std::string mixed_kind(const Conversion& conversion, const Node* node) {
   bool reads_codes = false;
@@ -46,7 +56,7 @@ std::vector<ReceiptRow> rows_of(const Conversion& conversion, const Node* node) 
     return stays_float(layer_of(conversion, weight), layer_kind(conversion, node), "its weight carries no fake-quant");
   }
   if (const std::string kind = float_kind(node); !kind.empty()) {
-    return stays_float(op_layer(node, kind), kind, kByDesign);
+    return stays_float(op_layer(node, kind), kind, kind == "matmul" ? product_reason(node) : kByDesign);
   }
   if (const std::string kind = mixed_kind(conversion, node); !kind.empty()) {
     return stays_float(op_layer(node, kind), kind,

@@ -227,6 +227,48 @@ TEST(LowerMul, MultipliesTheScales) {
       kCodesText + "%2 = torchquant::quantized_mul(%1, %1, 0.125, 3, 3, none, [], 2, 10, 0, 255, 0)\nreturn %2\n");
 }
 
+TEST(LowerMatmul, TakesInActivationAndQuantize) {
+  const std::string transposed = "t = torchquant.dequantize(torch.transpose(q, 0, 1), self.ys, self.yz, dtype=6)\n";
+  EXPECT_EQ(
+      lowered(std::string(kCodes) + kFloats + transposed + "y = torch.relu6(torch.matmul(d, t))\n" + kOutput,
+              lower_matmul),
+      kCodesText +
+          "%2 = aten::transpose(%1, 0, 1)\n"
+          "%3 = torchquant::quantized_matmul(%1, %2, 0.5, 3, 10, relu6, [0., 3.], 2, 10, 0, 255, 0)\nreturn %3\n");
+}
+
+TEST(LowerMatmul, GivesFloatsWhereNoQuantizeFollows) {
+  for (const std::string product : {"matmul", "bmm", "mm"}) {
+    EXPECT_EQ(
+        lowered(std::string(kCodes) + kFloats + "return torch.softmax(torch." + product + "(d, d), -1)", lower_matmul),
+        kCodesText +
+            "%2 = torchquant::quantized_matmul(%1, %1, 0.25, 3, 3, none, [], 1, 0, 0, 255, 6)\n"
+            "%3 = aten::softmax(%2, -1, None)\nreturn %3\n");
+  }
+}
+
+TEST(LowerMatmul, TakesInANumberThatScalesIt) {
+  const std::string product = std::string(kCodes) + kFloats + "y = torch.matmul(d, d)";
+  EXPECT_EQ(lowered(product + " / 8.0\n" + kOutput, lower_matmul),
+            kCodesText +
+                "%2 = torchquant::quantized_matmul(%1, %1, 0.015625, 3, 3, none, [], 2, 10, 0, 255, 0)\n"
+                "return %2\n");
+  EXPECT_EQ(lowered(product + " * 2.0\nreturn torch.softmax(y, -1)", lower_matmul),
+            kCodesText +
+                "%2 = torchquant::quantized_matmul(%1, %1, 0.5, 3, 3, none, [], 1, 0, 0, 255, 6)\n"
+                "%3 = aten::softmax(%2, -1, None)\nreturn %3\n");
+  EXPECT_THAT(lowered(product + " / 0.0\nreturn y", lower_matmul), HasSubstr("aten::div("));
+  EXPECT_THAT(lowered(product + " * self.b[0:1]\nreturn y", lower_matmul), HasSubstr("aten::mul("));
+}
+
+TEST(LowerMatmul, LeavesFloatsAndVectorsAlone) {
+  const std::string mixed = lowered(std::string(kCodes) + kFloats + "return torch.matmul(d, x)", lower_matmul);
+  EXPECT_THAT(mixed, HasSubstr("aten::matmul("));
+  const std::string vectors =
+      lowered(std::string(kCodes) + kFloats + "return torch.matmul(d, d)", lower_matmul, {2, 4}, /*rank=*/1);
+  EXPECT_THAT(vectors, HasSubstr("aten::matmul("));
+}
+
 // The sigmoid meets its own argument again, and a constant: still one function of one tensor.
 TEST(LowerPointwise, MakesATableOfAFunction) {
   const std::string body = std::string(kCodes) + kFloats + "y = d * torch.sigmoid(d) + 1\n" + kOutput;

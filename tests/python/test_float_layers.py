@@ -88,7 +88,8 @@ class ActivationsOnly(nn.Module):
 @pytest.mark.parametrize("qconfig", [STATIC, DYNAMIC, WEIGHT_ONLY])
 def test_products_of_activations_stay_float_by_design(qconfig):
     x = torch.randn(2, 5, 8)
-    assert rows(tq.convert(prepared(ActivationsOnly(), x, qconfig), x))["matmul"]["reason"] == "float by design"
+    reason = rows(tq.convert(prepared(ActivationsOnly(), x, qconfig), x))["matmul"]["reason"]
+    assert reason == 'float by design: QConfigMapping.set_object_type("matmul", ...) quantizes products of two activations'
 
 
 # Asked for and impossible

@@ -19,8 +19,10 @@ from .patterns import (
     compute_function,
     compute_layer,
     float_layer,
+    is_matrices,
     is_matrix_layer,
     operand,
+    product_operands,
 )
 
 
@@ -48,6 +50,14 @@ class FunctionalCall:
 
 
 @dataclass
+class ProductCall:
+    """torch.matmul(a, b) and its like. `operands` is None where one of them is stored or no batch of matrices."""
+
+    caller: str  # path of the module whose forward made the call
+    operands: tuple[torch.Tensor, torch.Tensor] | None
+
+
+@dataclass
 class FloatCall:
     """A functional call that is a layer and that nothing can quantize."""
 
@@ -62,6 +72,7 @@ class ExampleRun:
     output: object = None
     calls: list[ModuleCall] = field(default_factory=list)  # holds on to the inputs, so that no two tensors share an id
     functional_calls: list[FunctionalCall] = field(default_factory=list)
+    product_calls: list[ProductCall] = field(default_factory=list)
     float_calls: list[FloatCall] = field(default_factory=list)
 
     def paths(self):
@@ -134,6 +145,9 @@ class _Recorder(TorchFunctionMode):
         return result
 
     def _note_call(self, caller, function, args, kwargs):
+        if operands := product_operands(function, args, kwargs):
+            activations = all(id(x) not in self.derived and is_matrices(x) for x in operands)
+            self.run.product_calls.append(ProductCall(caller, operands if activations else None))
         compute = compute_function(function)
         weight = operand(args, kwargs, compute.weight) if compute else None
         if id(weight) in self.owners and (function in COMPUTE_FUNCTIONS or is_matrix_layer(function, args, kwargs, weight)):

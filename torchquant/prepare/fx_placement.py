@@ -9,6 +9,7 @@ was.
 The rules in terms of the graph:
 - A compute layer opens a group; batch norm, one residual add and one activation join it, as long as each value in
   between has one reader.
+- A matrix product of two activations that the QConfigMapping asks for reads both as integers.
 - Adds, products, pools, concatenations, functions of one tensor and shape operations compute on integers if an input comes from
   integers and their own output is wanted as integers. Everything else is float.
 - Shape operations and concatenations pass qparams through, so what they read carries the fake-quant and all inputs of a
@@ -29,11 +30,13 @@ from .patterns import (
     averages_space,
     compute_function,
     compute_layer,
+    is_matrices,
     is_matrix_layer,
     kind_of_function,
     kind_of_method,
     kind_of_module,
     operand,
+    product_operands,
 )
 from .quantized_parameter import add_submodule
 
@@ -57,6 +60,7 @@ class _Placer:
         self.nodes = list(graph.nodes)
         self.kinds = {}
         self.settings = {}  # compute node -> how it runs, None for float
+        self.products = {}  # matrix product of two activations -> the spec in which it reads them
         self.stage = {}  # node -> how far its group has come; absent where nothing can join
         self.fused = {}  # node -> its only reader, which the same kernel runs
         self.integer = set()  # nodes whose value an integer kernel can produce
@@ -93,6 +97,10 @@ class _Placer:
             return Kind.FLOAT
         if self._is_matrix_layer(node):
             return Kind.COMPUTE
+        if spec := self._product_spec(node):
+            self.products[node] = spec
+            self.placement.quantize_product()
+            return Kind.MATMUL
         if kind in (Kind.FLOAT, Kind.METADATA, Kind.COMPUTE):
             return kind
         return self._kind_in_use(node, kind)
@@ -116,6 +124,14 @@ class _Placer:
             return False
         weight = self._parameter(operand(node.args, node.kwargs, compute_function(node.target).weight))
         return weight is not None and is_matrix_layer(node.target, node.args, node.kwargs, weight)
+
+    def _product_spec(self, node):
+        """How a matrix product of two activations is to read them, None where it stays float and for anything else."""
+        operands = product_operands(node.target, node.args, node.kwargs) if node.op in ("call_function", "call_method") else None
+        if not operands or not all(isinstance(x, fx.Node) and x.op != "get_attr" for x in operands):
+            return None
+        matrices = all(is_matrices(x.meta.get("value")) for x in operands)
+        return self.placement.product_spec(module_path(node)) if matrices else None
 
     def _adds_bias(self, product, bias):
         """Whether this is x @ weight + bias, which the converter runs as one layer."""
@@ -151,6 +167,9 @@ class _Placer:
             if self._mode(node) == "static":
                 self.integer.add(node)
                 self.stage[node] = _COMPUTED
+        elif kind is Kind.MATMUL:
+            self.integer.add(node)
+            self.stage[node] = _ADDED  # only an activation may follow in its kernel
         elif kind is Kind.NORM:
             self._fuse(inputs[0], node, upto=_COMPUTED, then=_NORMALIZED)
         elif kind is Kind.IDENTITY:
@@ -207,6 +226,8 @@ class _Placer:
         if self.kinds[user] is Kind.COMPUTE:
             data = _data(user)
             return self.settings[user].activation if self._mode(user) == "static" and data is node else None
+        if self.kinds[user] is Kind.MATMUL:
+            return self.products[user] if node in _inputs(user, Kind.MATMUL) else None
         if self.fused.get(node) is user or user not in self.integer or node not in _inputs(user, self.kinds[user]):
             return None
         return next(iter(self.wanted[self._group_end(user)]), None)
@@ -335,6 +356,8 @@ def _inputs(node, kind):
         return []
     if kind is Kind.CONCAT:
         given = _argument(node, 0, "tensors")
+    elif kind is Kind.MATMUL:
+        given = product_operands(node.target, node.args, node.kwargs)
     elif kind in (Kind.ADD, Kind.MUL):
         given = (_argument(node, 0, "input"), _argument(node, 1, "other"))
     else:

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..not_compiled import not_compiled
 from .input_fake_quants import InputFakeQuants
+from . import products
 from .modules import attention, recurrent, transformer
 from .patterns import LINEAR, compute_function, compute_layer, operand, runs_as, with_operand
 from .quantized_parameter import add_submodule, extend, functional_input_name
@@ -67,6 +68,8 @@ def place(placement, run, scope=""):
     for call in run.functional_calls:
         if _within(call.caller, scope):
             _place_functional(placement, inputs, call)
+    if placement.wants_products():
+        products.place(placement, inputs, [call for call in run.product_calls if _within(call.caller, scope)], scoped)
     for _, module in scoped:
         transformer.keep_layers_running(module)
 

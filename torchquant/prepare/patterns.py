@@ -18,6 +18,7 @@ class Kind(enum.Enum):
     NORM = "norm"  # batch norm: part of the compute layer before it
     ADD = "add"
     MUL = "mul"
+    MATMUL = "matmul"  # of two activations, where the QConfigMapping asks for it
     ACTIVATION = "activation"
     TABLE = "table"  # a function of one tensor: a table of codes where its input and its output are quantized
     POOL = "pool"  # averages: new qparams on the output
@@ -81,6 +82,12 @@ FLOAT_PRODUCTS = frozenset({
     torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__, torch.Tensor.mm,
     torch.Tensor.bmm, torch.Tensor.addmm, torch.Tensor.mv,
 })  # fmt: skip
+_INPUT, _OTHER, _MAT2 = (0, "input"), (1, "other"), (1, "mat2")
+# Products that a QConfigMapping can ask to quantize where both operands are activations -> the places of the operands.
+_ACTIVATION_PRODUCTS = {
+    **dict.fromkeys((torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, operator.matmul, "matmul"), (_INPUT, _OTHER)),
+    **dict.fromkeys((torch.bmm, torch.Tensor.bmm, "bmm", torch.mm, torch.Tensor.mm, "mm"), (_INPUT, _MAT2)),
+}
 # Layers with weights and no integer kernel, each as a QConfig that asks for it would see it.
 FLOAT_LAYERS = {
     nn.Conv3d: ComputeLayer("conv3d", 0, _CONV),
@@ -160,6 +167,24 @@ def compute_function(function):
     if not _hashable(function):
         return None
     return COMPUTE_FUNCTIONS.get(function) or _MATRIX_PRODUCTS.get(function)
+
+
+def product_operands(function, arguments, keywords):
+    """Both operands of a matrix product, given by its function or by its name as a method; None for anything else."""
+    places = _ACTIVATION_PRODUCTS.get(function) if _hashable(function) else None
+    return places and tuple(operand(arguments, keywords, place) for place in places)
+
+
+def is_matrices(value):
+    """Whether a value is a float tensor [..., rows, columns]."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() >= 2
+
+
+def with_product_operands(function, arguments, keywords, values):
+    """(arguments, keywords) with other operands."""
+    for place, value in zip(_ACTIVATION_PRODUCTS[function], values):
+        arguments, keywords = with_operand(arguments, keywords, place, value)
+    return arguments, keywords
 
 
 def is_matrix_layer(function, arguments, keywords, weight):

@@ -53,13 +53,27 @@ class Placement:
     def __init__(self, model, qconfig, training):
         self.model, self.training = model, training
         self.qconfigs = as_mapping(qconfig).resolve(model, training=training)  # path -> QConfig or None
+        self._products = as_mapping(qconfig).resolve_object_type("matmul", model, training=training)  # likewise
+        self._quantized_products = False
         self.report = Report("torch.fx")
         self.float_layers = {}  # layer -> (kind, reason, whether the QConfig asks to quantize it)
         self._settings = {}
         self._weights = {}  # id of a parameter -> (its fake-quant, the path that got it first)
 
     def wants_activations(self):
-        return any(qconfig is not None and qconfig.activation is not None for qconfig in self.qconfigs.values())
+        qconfigs = (*self.qconfigs.values(), *self._products.values())
+        return any(qconfig is not None and qconfig.activation is not None for qconfig in qconfigs)
+
+    def wants_products(self):
+        return any(qconfig is not None for qconfig in self._products.values())
+
+    def product_spec(self, path):
+        """What products of two activations in the forward of the module at `path` read both as, None for float."""
+        qconfig = self._products.get(path)
+        return qconfig and qconfig.activation
+
+    def quantize_product(self):
+        self._quantized_products = True
 
     def keep_float(self, path, layer: ComputeLayer, reason, name=None):
         """Notes a layer without an integer kernel that the module at `path` runs, for the report and the converter's receipt."""
@@ -153,7 +167,7 @@ class Placement:
         return fake_quant
 
     def quantizes_anything(self):
-        return bool(self._weights)
+        return bool(self._weights) or self._quantized_products
 
 
 def _weight_spec(spec, layer, name, weight):

@@ -43,6 +43,8 @@ struct TileArgs {
   int32_t residual_zero_point;
   const float* row_scale[2];  // of each pixel, times the multiplier; only for kFloats
   int32_t* accumulators;      // [pixels][32], only for kAccumulators
+  // Only for row_tile_kernels: what is added to `start`, per pixel.
+  const int32_t* row_start[2];
   // Only where a panel joins groups: which four inputs each lane takes, of the 64 bytes at x for the first 16 channels
   // and of those at x + half_offset for the others.
   const int32_t* lane_inputs;  // [segment_steps][32]
@@ -61,6 +63,9 @@ using TileKernels = std::array<TileKernel, kTilePixels>;
 // Kernels for segments of `segment_steps` steps. `signed_input` reads int8 codes, as if their zero point were higher by
 // 128.
 const TileKernels& tile_kernels(bool signed_input, int64_t segment_steps, TileOutput output);
+
+// The same with a start for each pixel, for what stands for a weight and has a zero point of its own. No residual.
+const TileKernels& row_tile_kernels(bool signed_input, int64_t segment_steps, TileOutput output);
 
 // The same for panels that join narrow groups, for up to 8 pixels.
 inline constexpr int64_t kJoinedPixels = 8;

@@ -227,12 +227,18 @@ TQ_HOST_DEVICE void store_floats(__m512i (&acc)[kPixels][2], const TileArgs& arg
   }
 }
 
-template <int kPixels>
+template <int kPixels, bool kRows = false>
 TQ_HOST_DEVICE void start(__m512i (&acc)[kPixels][2], const TileArgs& args) {
+  using Runs = Run<kPixels>;
 #pragma GCC unroll 14
   for (int p = 0; p < kPixels; ++p) {
     acc[p][0] = _mm512_loadu_si512(args.start);
     acc[p][1] = _mm512_loadu_si512(args.start + 16);
+    if constexpr (kRows) {
+      const __m512i row = _mm512_set1_epi32(args.row_start[Runs::run(p)][Runs::place(p)]);
+      acc[p][0] = _mm512_add_epi32(acc[p][0], row);
+      acc[p][1] = _mm512_add_epi32(acc[p][1], row);
+    }
   }
 }
 
@@ -251,10 +257,10 @@ TQ_HOST_DEVICE void store(__m512i (&acc)[kPixels][2], const TileArgs& args) {
   }
 }
 
-template <int kPixels, bool kSigned, int kSteps, TileOutput kOutput>
+template <int kPixels, bool kSigned, int kSteps, TileOutput kOutput, bool kRows>
 __attribute__((noinline)) void compute_tile(const TileArgs& args) {
   __m512i acc[kPixels][2];
-  start<kPixels>(acc, args);
+  start<kPixels, kRows>(acc, args);
   accumulate<kPixels, kSigned, kSteps>(acc, args);
   store<kPixels, kOutput>(acc, args);
 }
@@ -275,36 +281,45 @@ constexpr JoinedKernels joined_by_pixels(std::integer_sequence<int, kIndex...>) 
 template <TileOutput kOutput>
 constexpr JoinedKernels kJoined = joined_by_pixels<kOutput>(std::make_integer_sequence<int, kJoinedPixels>{});
 
-template <bool kSigned, int kSteps, TileOutput kOutput, int... kIndex>
+template <bool kSigned, int kSteps, TileOutput kOutput, bool kRows, int... kIndex>
 constexpr TileKernels kernels_by_pixels(std::integer_sequence<int, kIndex...>) {
-  return {compute_tile<kIndex + 1, kSigned, kSteps, kOutput>...};
+  return {compute_tile<kIndex + 1, kSigned, kSteps, kOutput, kRows>...};
 }
 
-template <bool kSigned, int kSteps, TileOutput kOutput>
+template <bool kSigned, int kSteps, TileOutput kOutput, bool kRows>
 constexpr TileKernels kKernels =
-    kernels_by_pixels<kSigned, kSteps, kOutput>(std::make_integer_sequence<int, kTilePixels>{});
+    kernels_by_pixels<kSigned, kSteps, kOutput, kRows>(std::make_integer_sequence<int, kTilePixels>{});
 
-template <bool kSigned, int kSteps>
+template <bool kSigned, int kSteps, bool kRows>
 const TileKernels& kernels_for(TileOutput output) {
   switch (output) {
     case TileOutput::kCodes:
-      return kKernels<kSigned, kSteps, TileOutput::kCodes>;
+      return kKernels<kSigned, kSteps, TileOutput::kCodes, kRows>;
     case TileOutput::kCodesWithResidual:
-      return kKernels<kSigned, kSteps, TileOutput::kCodesWithResidual>;
+      return kKernels<kSigned, kSteps, TileOutput::kCodesWithResidual, false>;
     case TileOutput::kFloats:
-      return kKernels<kSigned, kSteps, TileOutput::kFloats>;
+      return kKernels<kSigned, kSteps, TileOutput::kFloats, kRows>;
     case TileOutput::kAccumulators:
       break;
   }
-  return kKernels<kSigned, kSteps, TileOutput::kAccumulators>;
+  return kKernels<kSigned, kSteps, TileOutput::kAccumulators, kRows>;
+}
+
+template <bool kRows>
+const TileKernels& kernels_by_steps(bool signed_input, int64_t segment_steps, TileOutput output) {
+  if (signed_input) return kernels_for<true, 1, kRows>(output);
+  if (segment_steps % kMostSteps == 0) return kernels_for<false, kMostSteps, kRows>(output);
+  return segment_steps % 2 == 0 ? kernels_for<false, 2, kRows>(output) : kernels_for<false, 1, kRows>(output);
 }
 
 }  // namespace
 
 const TileKernels& tile_kernels(bool signed_input, int64_t segment_steps, TileOutput output) {
-  if (signed_input) return kernels_for<true, 1>(output);
-  if (segment_steps % kMostSteps == 0) return kernels_for<false, kMostSteps>(output);
-  return segment_steps % 2 == 0 ? kernels_for<false, 2>(output) : kernels_for<false, 1>(output);
+  return kernels_by_steps<false>(signed_input, segment_steps, output);
+}
+
+const TileKernels& row_tile_kernels(bool signed_input, int64_t segment_steps, TileOutput output) {
+  return kernels_by_steps<true>(signed_input, segment_steps, output);
 }
 
 const JoinedKernels& joined_kernels(TileOutput output) {

@@ -405,6 +405,17 @@ Slot PlanBuilder::add_copy_like(Slot slot, const at::Tensor& layout) {
   return copy;
 }
 
+Slot PlanBuilder::add_like(Slot slot) {
+  const Slot added = add_slot(slots_[slot].eager);
+  place_in_arena(added);
+  return added;
+}
+
+void PlanBuilder::add_copy(Slot from, Slot to) {
+  phases.emplace_back();
+  add(make_copy(physical(from), place(from), physical(to), place(to), threads_), {from}, {to});
+}
+
 bool PlanBuilder::make_step(const StepView& view) {
   const StepKind* kind = find_kind(view.step().op);
   if (kind && kind->fits(*this, view)) {
@@ -514,8 +525,7 @@ void PlanBuilder::make_outputs() {
     slots_[out].physical = at::empty_strided(eager.sizes(), eager.strides(), eager.options());
     slots_[out].buffer = static_cast<int64_t>(buffers.size());
     buffers.push_back({.home = Buffer::Home::kOutput, .index = static_cast<int64_t>(i)});
-    phases.emplace_back();
-    add(make_copy(physical(bound.slot), place(bound.slot), physical(out), place(out), threads_), {bound.slot}, {out});
+    add_copy(bound.slot, out);
   }
 }
 

@@ -143,6 +143,11 @@ class PlanBuilder {
   // A copy with the strides of `layout`, which is dense; made in a phase of its own.
   Slot add_copy_like(Slot slot, const at::Tensor& layout);
 
+  // A value of the same sizes and type that lies as the interpreter's would, and work in a phase of its own that copies
+  // it to where `to` lies.
+  Slot add_like(Slot slot);
+  void add_copy(Slot from, Slot to);
+
   // Adds work that belongs to one phase; reads and writes are the tensors that must live then.
   void add(std::unique_ptr<Work> work, const std::vector<Slot>& reads, const std::vector<Slot>& writes);
 

@@ -93,6 +93,19 @@ def quantized_mul():
     return [call(codes(3, 1), codes(1, 4), **factors, **OUTPUT), call(codes(4), codes(4), **factors, output_dtype=torch.half)]
 
 
+@samples_of("quantized_matmul")
+def quantized_matmul():
+    factors = {"multiplier": 0.01, "a_zero_point": 3, "b_zero_point": 9}
+    heads = codes(2, 6, 3, 4).transpose(1, 2)  # side by side, as attention has them
+    return [
+        call(codes(2, 5, 8), codes(8, 6), **factors, **OUTPUT),
+        call(codes(2, 3, 5, 4), heads.transpose(-2, -1), **factors, output_dtype=torch.float32),
+        call(codes(2, 3, 5, 6), heads, **factors, activation="gelu", output_scale=0.1, **OUTPUT),
+        call(codes(5, 8, dtype=torch.int8), codes(1, 8, 6), multiplier=0.01, a_zero_point=-7, b_zero_point=0, output_dtype=torch.half),
+        call(codes(0, 5, 8), codes(8, 6), **factors, **OUTPUT),
+    ]
+
+
 @samples_of("quantized_lookup")
 def quantized_lookup():
     nhwc = codes(2, 3, 4, 5, dtype=torch.int8).to(memory_format=torch.channels_last)
