@@ -47,7 +47,7 @@ class FakeQuantize(QuantizationState):
     When torch.utils.checkpoint repeats a forward, nothing is observed again, and the repeat takes the qparams of this
     module's newest forward: those of the one that is repeated, unless the module ran again since.
 
-    A dynamic spec has no state: each row gets its own scale in each forward.
+    A dynamic spec has no state: each row gets its own scale in each forward. So does each output channel of an fp8 weight.
     """
 
     __jit_unused_properties__ = ["observed", "nonfinite_count", "has_learned_range"]  # torch.jit.trace would compile them
@@ -122,7 +122,9 @@ class FakeQuantize(QuantizationState):
 
     @torch.no_grad()
     def update_qparams(self) -> None:
-        """Scale and zero point from what the observer has seen."""
+        """Scale and zero point from what the observer has seen. A dynamic spec has none."""
+        if self.observer is None:
+            return
         for name, value in zip(("scale", "zero_point"), self.observer.calculate_qparams()):
             self._ensure_allocated(name, value.shape, value.device)
             getattr(self, name).data.copy_(value)
@@ -133,6 +135,8 @@ class FakeQuantize(QuantizationState):
     @torch.no_grad()
     def follow(self, x: Tensor) -> None:
         """Scale and zero point for `x` alone, if its range is not the one observed: qparams set by hand stay."""
+        if self.observer is None:
+            return
         observer = make_observer(self.spec).to(x.device)
         observer(x)
         if not all(torch.equal(getattr(observer, name), getattr(self.observer, name)) for name in ("min_val", "max_val")):
@@ -296,6 +300,10 @@ class FakeQuantize(QuantizationState):
 
     def _fake_quantize_rows(self, x: Tensor) -> Tensor:
         spec = self.spec
+        if spec.float8:
+            columns = spec.axis == 1  # a weight whose output channels are its columns
+            y = _ops.fake_quantize_fp8(x.t() if columns else x, dtype=spec.dtype)
+            return y.t() if columns else y
         rows = {"axis": -1, "group_size": spec.group_size or _length_of_rows(x)}
         scale, zero_point = _ops.choose_qparams(x, **rows, symmetric=spec.symmetric, **self._codes())
         return _ops.fake_quantize(x, scale, zero_point, **rows, **self._codes())

@@ -16,13 +16,23 @@ its ``dtype``.
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 from torch.jit import _builtins
 
-__all__ = ["dequantize", "fake_quantize", "kv_cache_append", "kv_cache_attention", "quantize"]
+__all__ = [
+    "dequantize",
+    "dequantize_fp8",
+    "fake_quantize",
+    "fake_quantize_fp8",
+    "kv_cache_append",
+    "kv_cache_attention",
+    "quantize",
+    "quantize_fp8",
+    "quantize_fp8_dynamic",
+]
 
 
 def _as_parameter(value, device: torch.device) -> Tensor:
@@ -126,18 +136,90 @@ def dequantize(
     return torch.ops.torchquant.dequantize(q, scale, zero_point, axis=axis, group_size=group_size, dtype=dtype)
 
 
+def quantize_fp8(x: Tensor, scale: Tensor, *, dtype: torch.dtype = torch.float8_e4m3fn) -> Tensor:
+    """8-bit floats of ``x * (1 / scale)``, rounded to nearest even.
+
+    Saturates: what lies beyond the largest value of the format, 448 or 57344, becomes that value, infinities included (a cast
+    by ``x.to(dtype)`` would give NaN or an infinity). NaN stays NaN. The formats are those of Micikevicius et al., "FP8 formats
+    for deep learning", 2022.
+
+    Args:
+        x: float32, bfloat16 or float16, at least one dimension.
+        scale: float32, finite and greater than 0: one element, or one for each row, ``x.shape[:-1]``; or a number.
+        dtype: ``torch.float8_e4m3fn`` or ``torch.float8_e5m2``.
+
+    Returns:
+        A contiguous tensor of ``dtype`` with the shape of ``x``. It carries no gradient.
+
+    Raises:
+        RuntimeError: naming the argument, what is allowed and what it got.
+    """
+    return torch.ops.torchquant.quantize_fp8(x, _as_parameter(scale, x.device), dtype=dtype)
+
+
+def quantize_fp8_dynamic(x: Tensor, *, dtype: torch.dtype = torch.float8_e4m3fn) -> Tuple[Tensor, Tensor]:
+    """:func:`quantize_fp8` with a scale for each row (of the last dimension) that is taken from the row: its largest finite
+    magnitude over 448 or 57344; 1 for a row of zeros.
+
+    Returns:
+        (codes, scale): codes as :func:`quantize_fp8` gives them; scale is float32 of shape ``x.shape[:-1]``.
+
+    Raises:
+        RuntimeError: naming the argument, what is allowed and what it got.
+    """
+    return torch.ops.torchquant.quantize_fp8_dynamic(x, dtype=dtype)
+
+
+def dequantize_fp8(q: Tensor, scale: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Values of 8-bit floats: ``q * scale``, computed in float32.
+
+    Args:
+        q: ``torch.float8_e4m3fn`` or ``torch.float8_e5m2``.
+        scale: as for :func:`quantize_fp8`.
+        dtype: float32, bfloat16 or float16.
+
+    Returns:
+        A contiguous tensor of ``dtype`` with the shape of ``q``. Differentiating it is an error.
+
+    Raises:
+        RuntimeError: naming the argument, what is allowed and what it got.
+    """
+    return torch.ops.torchquant.dequantize_fp8(q, _as_parameter(scale, q.device), dtype=dtype)
+
+
+def fake_quantize_fp8(x: Tensor, scale: Optional[Tensor] = None, *, dtype: torch.dtype = torch.float8_e4m3fn) -> Tensor:
+    """Rounds ``x`` to the values that 8-bit floats can represent: ``dequantize_fp8(quantize_fp8(x, scale), scale)``.
+
+    Without ``scale``, each row of the last dimension has its own, as in :func:`quantize_fp8_dynamic`. Differentiable: the
+    gradient of ``x`` passes straight through where the value is not clipped and is zero elsewhere; ``scale`` gets none. A
+    second derivative is an error.
+
+    Args:
+        x, scale, dtype: as for :func:`quantize_fp8`.
+
+    Returns:
+        A contiguous tensor with the shape and dtype of ``x``.
+
+    Raises:
+        RuntimeError: naming the argument, what is allowed and what it got.
+    """
+    scale = scale if scale is None else _as_parameter(scale, x.device)
+    return torch.ops.torchquant.fake_quantize_fp8(x, scale, dtype=dtype)
+
+
 def kv_cache_append(
     key: Tensor, value: Tensor, key_cache: Tensor, key_scale: Tensor, value_cache: Tensor, value_scale: Tensor, lengths: Tensor
 ) -> None:
-    """Stores the keys and values of new tokens in an int8 cache, each row with a scale of its own.
+    """Stores the keys and values of new tokens in a cache of int8 or 8-bit floats, each row with a scale of its own.
 
-    A row is one token of one head: ``scale = absmax / 127`` over its finite values, codes in [-127, 127]. The tokens of
-    sequence ``b`` go to the places from ``lengths[b]`` on; ``lengths`` itself is the caller's to increase afterwards.
+    A row is one token of one head: ``scale = absmax / 127`` over its finite values, codes in [-127, 127]; for 8-bit floats,
+    ``absmax / 448`` or ``/ 57344``, as in :func:`quantize_fp8_dynamic`. The tokens of sequence ``b`` go to the places from
+    ``lengths[b]`` on; ``lengths`` itself is the caller's to increase afterwards.
 
     Args:
         key, value: float32, bfloat16 or float16, ``[batch, heads, tokens, head_dim]``.
-        key_cache, value_cache: int8 ``[batch, heads, capacity, head_dim]``, contiguous, written in place; ``head_dim`` is a
-            multiple of 4.
+        key_cache, value_cache: int8, float8_e4m3fn or float8_e5m2, both alike, ``[batch, heads, capacity, head_dim]``,
+            contiguous, written in place; ``head_dim`` is a multiple of 4.
         key_scale, value_scale: float32 ``[batch, heads, capacity]``, contiguous, written in place.
         lengths: int32 ``[batch]`` on the device of the cache: tokens that are in it already.
 
@@ -158,7 +240,7 @@ def kv_cache_attention(
     *,
     scale: Optional[float] = None,
 ) -> Tensor:
-    """Attention of one query token per sequence over an int8 cache: ``softmax(q k^T * scale) v`` in float32 sums.
+    """Attention of one query token per sequence over a cache of int8 or fp8: ``softmax(q k^T * scale) v`` in float32 sums.
 
     The scales of the keys multiply the scores and those of the values the weights, so that codes are never written out as
     floats. Query heads that are neighbours share a head of the cache (grouped-query attention, Ainslie et al., "GQA", 2023).

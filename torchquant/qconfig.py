@@ -22,6 +22,7 @@ from torchquant.files import write_text
 OBSERVERS = ("auto", "min_max", "moving_average", "percentile", "mse", "entropy")
 HISTOGRAM_OBSERVERS = ("percentile", "mse", "entropy")
 ROUNDINGS = ("nearest", "stochastic", "noise")
+FLOAT8 = {"e4m3fn": (torch.float8_e4m3fn, 448), "e5m2": (torch.float8_e5m2, 57344)}  # dtype and largest value of each
 
 # Operations without weights that are quantized where a QConfigMapping asks for them by name: kind, as receipts say it -> the
 # functions that it stands for.
@@ -66,11 +67,17 @@ class QuantSpec:
     # How training mode rounds: "stochastic" up or down with the probability that makes the expectation right, "noise" not at
     # all but adds noise as large as the rounding error. Evaluation and converted models round to the nearest.
     rounding: str = "nearest"
+    # "e4m3fn" or "e5m2": 8-bit floats in place of integers, whose largest value quant_max then is. Always dynamic, weights too:
+    # their scales follow from the values they have.
+    float8: str | None = None
 
     def __post_init__(self):
-        in_a_byte = -128 <= self.quant_min < self.quant_max <= 127 or 0 <= self.quant_min < self.quant_max <= 255
         codes = (self.quant_min, self.quant_max)
-        _check(in_a_byte, "QuantSpec", "[quant_min, quant_max]", "increasing and inside [-128, 127] or [0, 255]", codes)
+        if self.float8 is not None:
+            self._check_float8(codes)
+        in_a_byte = -128 <= self.quant_min < self.quant_max <= 127 or 0 <= self.quant_min < self.quant_max <= 255
+        allowed = "increasing and inside [-128, 127] or [0, 255]"
+        _check(in_a_byte or self.float8 is not None, "QuantSpec", "[quant_min, quant_max]", allowed, codes)
         _check(self.observer in OBSERVERS, "QuantSpec", "observer", f"one of {', '.join(OBSERVERS)}", self.observer)
         _check(0 < self.averaging_constant <= 1, "QuantSpec", "averaging_constant", "in (0, 1]", self.averaging_constant)
         _check(50 < self.percentile <= 100, "QuantSpec", "percentile", "in (50, 100]", self.percentile)
@@ -84,10 +91,19 @@ class QuantSpec:
         _check(self.rounding in ROUNDINGS, "QuantSpec", "rounding", f"one of {', '.join(ROUNDINGS)}", self.rounding)
         self._check_learning()
         if self.dynamic:
-            _check(self.axis == -1, "QuantSpec", "axis", "-1 (one scale per row) when dynamic", self.axis)
+            per_row = self.axis == -1 or self.float8 is not None and self.axis in (0, 1)  # of a weight: the output channels
+            _check(per_row, "QuantSpec", "axis", "-1 (one scale per row) when dynamic", self.axis)
             for flag in ("learnable", "learnable_clip", "power_of_two"):
                 _check(not getattr(self, flag), "QuantSpec", flag, "False when dynamic", getattr(self, flag))
             _check(self.rounding == "nearest", "QuantSpec", "rounding", "nearest when dynamic", self.rounding)
+
+    def _check_float8(self, codes: tuple[int, int]) -> None:
+        _check(self.float8 in FLOAT8, "QuantSpec", "float8", f"None or one of {', '.join(FLOAT8)}", self.float8)
+        largest = FLOAT8[self.float8][1]
+        _check(codes == (-largest, largest), "QuantSpec", "[quant_min, quant_max]", f"[-{largest}, {largest}] for {self.float8}", codes)
+        for flag in ("dynamic", "symmetric"):
+            _check(getattr(self, flag), "QuantSpec", flag, "True when float8 is given", getattr(self, flag))
+        _check(self.group_size is None, "QuantSpec", "group_size", "None when float8 is given", self.group_size)
 
     def _check_learning(self) -> None:
         learned_alone = self.learnable_zero_point and not self.learnable
@@ -122,6 +138,15 @@ class QuantSpec:
         """Dynamic activations: symmetric, one scale per row, taken from the row when it is used."""
         return cls.weight(bits, axis=-1, dynamic=True, observer="auto")
 
+    @classmethod
+    def fp8(cls, dtype: torch.dtype = torch.float8_e4m3fn) -> QuantSpec:
+        """8-bit floats, one scale per row (of a weight: per output channel), taken from the row when it is used. `dtype` is
+        torch.float8_e4m3fn or torch.float8_e5m2."""
+        formats = {known: (name, largest) for name, (known, largest) in FLOAT8.items()}
+        _check(dtype in formats, "QuantSpec.fp8", "dtype", " or ".join(map(str, formats)), dtype)
+        name, largest = formats[dtype]
+        return cls(-largest, largest, True, axis=-1, dynamic=True, float8=name)
+
     @property
     def learns(self) -> bool:
         """Whether training moves the range by gradients instead of observing it."""
@@ -129,11 +154,13 @@ class QuantSpec:
 
     @property
     def bits(self) -> int:
-        return (self.quant_max - self.quant_min).bit_length()
+        return 8 if self.float8 else (self.quant_max - self.quant_min).bit_length()
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that holds the codes in memory."""
+        if self.float8:
+            return FLOAT8[self.float8][0]
         return torch.uint8 if self.quant_min >= 0 else torch.int8
 
     def with_observer_for(self, *, training: bool) -> QuantSpec:
@@ -164,6 +191,9 @@ class QConfig:
         for name, allowed in (("weight", QuantSpec), ("activation", (QuantSpec, type(None)))):
             if not isinstance(getattr(self, name), allowed):
                 raise TypeError(f"QConfig: {name} must be a QuantSpec, got {getattr(self, name)!r}")
+        formats = self.weight.float8, self.activation and self.activation.float8
+        _check(bool(formats[0]) == bool(formats[1]), "QConfig", "activation", "fp8 where the weight is, and nowhere else", self.activation)
+        _check(formats != ("e5m2", "e5m2"), "QConfig", "activation", "e4m3fn for e5m2 weights (GPUs multiply no two e5m2)", formats[1])
 
     def with_observers_for(self, *, training: bool) -> QConfig:
         activation = self.activation and self.activation.with_observer_for(training=training)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from torchquant.qconfig import QConfig, QuantSpec
 
 
@@ -18,6 +20,15 @@ def int4_weight_static(*, activation_bits: int = 8, observer: str = "auto") -> Q
 def int8_dynamic(*, weight_bits: int = 8) -> QConfig:
     """Linear and recurrent layers whose input rows are quantized as they come: nothing to calibrate."""
     return QConfig(QuantSpec.weight(weight_bits), QuantSpec.per_row())
+
+
+def fp8_dynamic(
+    *, weight_dtype: torch.dtype = torch.float8_e4m3fn, activation_dtype: torch.dtype = torch.float8_e4m3fn
+) -> QConfig:
+    """Linear layers of 8-bit floats (Micikevicius et al., "FP8 formats for deep learning", 2022): weights with one scale per
+    output channel, input rows quantized as they come; nothing to calibrate. Runs on GPUs from compute capability 8.9 on, and
+    as fp32 products on the CPU. The dtypes are torch.float8_e4m3fn or torch.float8_e5m2, not both e5m2."""
+    return QConfig(QuantSpec.fp8(weight_dtype), QuantSpec.fp8(activation_dtype))
 
 
 def int8_weight_only() -> QConfig:

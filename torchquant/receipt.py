@@ -11,8 +11,8 @@ from torchquant.shown_as_table import ShownAsTable, new_table
 class Receipt(ShownAsTable):
     """The rows that the converter wrote, one dict per layer:
 
-    ``layer``, ``kind``, ``precision`` ("int8", "int4", "float"), ``kernel``, ``reason`` (why it stayed float), ``fused`` (what the
-    kernel took in besides the layer), ``inputs`` and ``output`` (paths of the activation fake-quants read and written), ``fallback``
+    ``layer``, ``kind``, ``precision`` ("int8", "int4", "fp8_e4m3", "fp8_e5m2", "float"), ``kernel``, ``reason`` (why it stayed
+    float), ``fused`` (what the kernel took in besides the layer), ``inputs`` and ``output`` (paths of the activation fake-quants read and written), ``fallback``
     (it was asked to be quantized and stayed float).
     """
 

@@ -1,6 +1,6 @@
-"""Integer layers on the GPU against torch's own in bf16, fp16 and int8, and decode attention over an int8 cache.
+"""Integer and fp8 layers on the GPU against torch's own in bf16, fp16, int8 and fp8, and decode attention over int8 and fp8 caches.
 
-    python benchmarks/cuda/inference_ops.py [--only dynamic static weight_only conv kv_cache]
+    python benchmarks/cuda/inference_ops.py [--only dynamic static weight_only fp8 conv kv_cache]
 
 Ours are layers as a user converts them, so a static layer's time holds the quantization of its float input. Writes
 results/cuda_inference_ops_<gpu>.json.
@@ -90,6 +90,33 @@ def weight_only_cases():
     yield from linear_cases("int4 weight-only", tq.qconfigs.int4_weight_only(group_size=128), False, 4, peers)
 
 
+def scaled_mm(weight):
+    """Codes and scales by torch, of the input in each call."""
+    scale = weight.float().abs().amax(1) / 448
+    codes = (weight.float() / scale[:, None]).to(torch.float8_e4m3fn).t()
+
+    def call(x):
+        row = x.float().abs().amax(1, keepdim=True) / 448
+        return torch._scaled_mm((x / row).to(torch.float8_e4m3fn), codes, row, scale[None], out_dtype=torch.bfloat16)
+
+    return call
+
+
+def fp8_cases():
+    from torchquant import functional
+
+    weight = torch.randn(WIDTH, WIDTH, dtype=torch.bfloat16, device="cuda")
+    codes, scale = functional.quantize_fp8_dynamic(weight)
+    by_torch = scaled_mm(weight)
+    for rows in ROWS:
+        x = torch.randn(rows, WIDTH, dtype=torch.bfloat16, device="cuda")
+        yield Case(f"fp8 linear, {rows} x {WIDTH} x {WIDTH}", {
+            "torchquant": lambda x=x: torch.ops.torchquant.quantized_linear_fp8(x, codes, scale),
+            "bf16 linear": lambda x=x: nn.functional.linear(x, weight),
+            "torch quantization + _scaled_mm": lambda x=x: by_torch(x),
+        }, WIDTH * WIDTH + 2 * x.nbytes, 2 * rows * WIDTH * WIDTH, "int8")  # whose peak fp8 shares  # fmt: skip
+
+
 def conv_cases():
     import torchquant as tq
 
@@ -113,20 +140,22 @@ def kv_cache_cases():
         query = torch.randn(batch, heads, 1, depth, dtype=torch.bfloat16, device="cuda")
         shape = (batch, heads, tokens, depth)
         key, value = (torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in range(2))
-        codes = [torch.randint(-127, 128, shape, dtype=torch.int8, device="cuda") for _ in range(2)]
         scales = [torch.rand(shape[:3], device="cuda") * 0.05 for _ in range(2)]
         lengths = torch.full((batch,), tokens, dtype=torch.int32, device="cuda")
-        arguments = (query, codes[0], scales[0], codes[1], scales[1], lengths)
-        yield Case(f"int8 cache decode, {batch} x {heads} heads x {tokens} tokens", {
-            "torchquant": lambda a=arguments: ops.kv_cache_attention(*a),
-            "bf16 SDPA": lambda q=query, k=key, v=value: nn.functional.scaled_dot_product_attention(q, k, v),
-        }, 2 * batch * heads * tokens * (depth + 4))  # fmt: skip
+        for name, dtype in (("int8", torch.int8), ("e4m3", torch.float8_e4m3fn), ("e5m2", torch.float8_e5m2)):
+            codes = [torch.randint(-127, 128, shape, dtype=torch.int8, device="cuda").to(dtype) for _ in range(2)]
+            arguments = (query, codes[0], scales[0], codes[1], scales[1], lengths)
+            yield Case(f"{name} cache decode, {batch} x {heads} heads x {tokens} tokens", {
+                "torchquant": lambda a=arguments: ops.kv_cache_attention(*a),
+                "bf16 SDPA": lambda q=query, k=key, v=value: nn.functional.scaled_dot_product_attention(q, k, v),
+            }, 2 * batch * heads * tokens * (depth + 4))  # fmt: skip
 
 
 FAMILIES = {
     "dynamic": (("quantized_linear_dynamic",), dynamic_cases),
     "static": (("quantized_linear", "quantize"), static_cases),
     "weight_only": (("quantized_linear_weight_only",), weight_only_cases),
+    "fp8": (("quantized_linear_fp8",), fp8_cases),
     "conv": (("quantized_conv", "quantize"), conv_cases),
     "kv_cache": (("kv_cache_attention",), kv_cache_cases),
 }

@@ -45,6 +45,7 @@ constexpr Pass kPasses[] = {
     {"lower_activations", conversion::lower_activations},
     {"hoist_quantize", conversion::hoist_quantize},
     {"sink_dequantize", conversion::sink_dequantize},
+    {"lower_fp8_linear", conversion::lower_fp8_linear},
     {"lower_convolution", conversion::lower_convolution},
     {"lower_linear", conversion::lower_linear},
     {"lower_dynamic_linear", conversion::lower_dynamic_linear},
@@ -107,7 +108,7 @@ void check_convertible(Conversion& conversion) {
   bool found = false;
   bool converted = false;
   for (const conversion::Node* node : conversion::all_nodes(conversion.graph())) {
-    found |= node->kind() == conversion::kind::fake_quantize;
+    found |= conversion::is_fake_quant(node);
     converted |= std::string(node->kind().toQualString()).starts_with("torchquant::quantized_");
     if (node->kind() != c10::prim::SetAttr) continue;
     TORCH_CHECK(false, "convert: forward assigns to the attribute '", node->s(c10::attr::name),

@@ -18,11 +18,17 @@ using torch::jit::Value;
 // ---- op names ---------------------------------------------------------------------------------------------------
 namespace kind {
 inline const c10::Symbol fake_quantize = c10::Symbol::fromQualString("torchquant::fake_quantize");
+inline const c10::Symbol fake_quantize_fp8 = c10::Symbol::fromQualString("torchquant::fake_quantize_fp8");
 inline const c10::Symbol choose_qparams = c10::Symbol::fromQualString("torchquant::choose_qparams");
 inline const c10::Symbol quantize = c10::Symbol::fromQualString("torchquant::quantize");
 inline const c10::Symbol dequantize = c10::Symbol::fromQualString("torchquant::dequantize");
 inline const c10::Symbol quantized_max_pool = c10::Symbol::fromQualString("torchquant::quantized_max_pool");
 }  // namespace kind
+
+// A fake-quant, to integers or to 8-bit floats.
+inline bool is_fake_quant(const Node* node) {
+  return node->kind() == kind::fake_quantize || node->kind() == kind::fake_quantize_fp8;
+}
 
 // True for "aten::relu" given {"relu", ...}.
 bool is_aten(const Node* node, std::initializer_list<const char*> names);

@@ -149,7 +149,7 @@ Module float_module(const Module& prepared) {
   const at::NoGradGuard no_grad;
   Conversion conversion = conversion::start_conversion(prepared);
   for (Node* node : conversion::all_nodes(conversion.graph())) {
-    if (node->kind() == conversion::kind::fake_quantize) node->output()->replaceAllUsesWith(node->input(0));
+    if (conversion::is_fake_quant(node)) node->output()->replaceAllUsesWith(node->input(0));
   }
   torch::jit::EliminateDeadCode(conversion.shared_graph());
   return archive::pass_through_archive(conversion.module());

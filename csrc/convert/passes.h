@@ -25,6 +25,9 @@ void hoist_quantize(Conversion& conversion);
 // The same ops on dequantized values -> dequantize of the op on codes.
 void sink_dequantize(Conversion& conversion);
 
+// fake_quantize_fp8, linear on a weight with a fake_quantize_fp8 -> quantized_linear_fp8. Before the other layers,
+// whose passes know weights of integers alone.
+void lower_fp8_linear(Conversion& conversion);
 // dequantize, compute, [batch norm], [residual], [activation], [quantize] -> one op.
 void lower_convolution(Conversion& conversion);
 void lower_linear(Conversion& conversion);

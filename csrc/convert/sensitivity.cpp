@@ -45,7 +45,7 @@ void add_once(std::vector<const Node*>& nodes, const Node* node) {
 // The fake-quants whose codes a layer reads as `value`: the ops between pass codes on.
 void collect_input_fake_quants(const Conversion& conversion, const Value* value, std::vector<const Node*>& found) {
   const Node* node = value->node();
-  if (node->kind() == kind::fake_quantize) {
+  if (conversion::is_fake_quant(node)) {
     add_once(found, node);
   } else if (conversion::is_concat(node)) {
     for (const Value* part : node->input(0)->node()->inputs()) collect_input_fake_quants(conversion, part, found);
@@ -124,7 +124,7 @@ std::shared_ptr<Graph> with_only(const Conversion& conversion, const Nodes& on) 
   const std::shared_ptr<Graph> copy = conversion.graph().copy();
   const std::vector<Node*> nodes = conversion::all_nodes(conversion.graph()), copies = conversion::all_nodes(*copy);
   for (size_t i = 0; i < nodes.size(); ++i) {
-    if (nodes[i]->kind() != kind::fake_quantize || on.count(nodes[i])) continue;
+    if (!conversion::is_fake_quant(nodes[i]) || on.count(nodes[i])) continue;
     copies[i]->output()->replaceAllUsesWith(copies[i]->input(0));
   }
   torch::jit::EliminateDeadCode(copy);
@@ -136,7 +136,7 @@ class Scanner {
   Scanner(Conversion conversion, const std::vector<std::vector<c10::IValue>>& batches)
       : conversion_(std::move(conversion)), batches_(batches), references_(outputs({})) {
     for (const Node* node : conversion::all_nodes(conversion_.graph())) {
-      if (node->kind() == kind::fake_quantize) all_.insert(node);
+      if (conversion::is_fake_quant(node)) all_.insert(node);
     }
   }
 

@@ -130,14 +130,16 @@ class ShapeRules {
                             "aten::alias",
                             "aten::to",
                             "torchquant::fake_quantize",
+                            "torchquant::fake_quantize_fp8",
                             "torchquant::quantize",
                             "torchquant::dequantize",
                             "torchquant::quantized_lookup"});
     add(&ShapeRules::broadcast,
         {"aten::add", "aten::sub", "aten::mul", "aten::div", "torchquant::quantized_add", "torchquant::quantized_mul"});
     add(&ShapeRules::transpose, {"aten::transpose", "aten::swapaxes"});
-    add(&ShapeRules::quantized_linear, {"torchquant::quantized_linear", "torchquant::quantized_linear_dynamic",
-                                        "torchquant::quantized_linear_weight_only"});
+    add(&ShapeRules::quantized_linear,
+        {"torchquant::quantized_linear", "torchquant::quantized_linear_dynamic",
+         "torchquant::quantized_linear_weight_only", "torchquant::quantized_linear_fp8"});
     add(&ShapeRules::convolution,
         {"aten::convolution", "aten::_convolution", "aten::_convolution_mode", "aten::conv1d", "aten::conv2d",
          "aten::conv_transpose1d", "aten::conv_transpose2d", "torchquant::quantized_conv"});

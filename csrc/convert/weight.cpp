@@ -6,6 +6,7 @@
 #include "ATen/TensorOperators.h"
 #include "ATen/core/grad_mode.h"
 #include "numerics/affine.h"
+#include "ops/float8.h"
 #include "ops/int4_weight.h"
 #include "ops/ops.h"
 #include "ops/quantized_common.h"
@@ -137,7 +138,7 @@ void set_codes(IntegerWeight& weight, const at::Tensor& codes, const at::Tensor&
 
 Node* weight_fake_quant(const Conversion& conversion, const Value* weight) {
   const Node* node = weight->node();
-  if (node->kind() == kind::fake_quantize && conversion.resolve(node->input(0))) return const_cast<Node*>(node);
+  if (is_fake_quant(node) && conversion.resolve(node->input(0))) return const_cast<Node*>(node);
   if (node->kind() == prim::ListUnpack || moves_data(conversion, node)) {
     return weight_fake_quant(conversion, node->input(0));
   }
@@ -182,6 +183,27 @@ IntegerWeight integer_weight(const Conversion& conversion, const Value* weight, 
                  fq.group_size);
   set_codes(result, as_read(codes).to(at::kInt), zero_points.to(at::kInt), fq);
   return result;
+}
+
+Float8Weight float8_weight(const Conversion& conversion, const Value* weight) {
+  const at::NoGradGuard no_grad;
+  const Node* node = weight_fake_quant(conversion, weight);
+  if (!resolve_argument(conversion, node, "scale").isNone()) {
+    throw CannotLower("the fp8 fake-quant of its weight has a given scale, and the kernel takes one for each row");
+  }
+  const auto dtype = static_cast<at::ScalarType>(resolve_argument(conversion, node, "dtype").toInt());
+  const at::Tensor floats = conversion.resolve(node->input(0))->toTensor().detach().to(at::kFloat);
+  TORCH_CHECK(floats.isfinite().all().item<bool>(), "convert: the weight of '", layer_of(conversion, weight),
+              "' must be finite to become 8-bit floats");
+  const auto [codes, scale] = quantize_fp8_dynamic(floats, dtype);
+  // What moves the weight about moves bytes and scales alike.
+  const auto as_read = [&](const at::Tensor& tensor) {
+    return conversion.resolve(weight, {{node->output(), tensor}})->toTensor();
+  };
+  const at::Tensor scales = as_read(scale.unsqueeze(-1).expand(floats.sizes()));
+  if (!constant_along_rows(scales)) throw CannotLower("its weight's scales differ inside an output channel");
+  return {layer_of(conversion, weight), as_read(codes.view(at::kByte)).contiguous().view(dtype),
+          scales.select(1, 0).contiguous()};
 }
 
 void require_symmetric_per_channel(const IntegerWeight& weight) {

@@ -43,6 +43,17 @@ struct IntegerWeight {
 // Throws CannotLower where the integer kernels have no form for the weight.
 IntegerWeight integer_weight(const Conversion& conversion, const Value* weight, const WeightLayout& layout = {});
 
+struct Float8Weight {
+  std::string layer;
+  at::Tensor codes;  // float8 [O, K], as the op reads it
+  at::Tensor scale;  // fp32 [O]
+
+  std::string precision() const { return codes.scalar_type() == at::kFloat8_e5m2 ? "fp8_e5m2" : "fp8_e4m3"; }
+};
+
+// Of a weight whose fake-quant is to fp8. Throws CannotLower where the kernel has no form for it.
+Float8Weight float8_weight(const Conversion& conversion, const Value* weight);
+
 // Refuses what only weight-only kernels take: groups along the inputs and zero points.
 void require_symmetric_per_channel(const IntegerWeight& weight);
 // Refuses an accumulator that could leave int32.

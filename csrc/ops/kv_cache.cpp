@@ -1,5 +1,5 @@
-// torchquant::kv_cache_append and kv_cache_attention: keys and values of past tokens in int8, and decode attention over
-// them. Called by users' decode loops; ops/kv_cache.h says what they compute.
+// torchquant::kv_cache_append and kv_cache_attention: keys and values of past tokens in int8 or fp8, and decode
+// attention over them. Called by users' decode loops; ops/kv_cache.h says what they compute.
 #include "ops/kv_cache.h"
 
 #include <ATen/ops/empty.h>
@@ -50,8 +50,10 @@ void check_cache(const char* op, const at::Tensor& x, const at::Tensor& key_cach
   check_shape(op, "key_scale", key_scale, sizes.slice(0, 3));
   check_shape(op, "value_scale", value_scale, sizes.slice(0, 3));
   check_shape(op, "lengths", lengths, sizes.slice(0, 1));
-  check_dtype(op, "key_cache", key_cache, at::kChar);
-  check_dtype(op, "value_cache", value_cache, at::kChar);
+  const at::ScalarType codes = key_cache.scalar_type();
+  TORCH_CHECK(codes == at::kChar || codes == at::kFloat8_e4m3fn || codes == at::kFloat8_e5m2, op,
+              ": key_cache must be int8, float8_e4m3fn or float8_e5m2, got ", dtype_name(codes));
+  check_dtype(op, "value_cache", value_cache, codes);
   check_dtype(op, "key_scale", key_scale, at::kFloat);
   check_dtype(op, "value_scale", value_scale, at::kFloat);
   check_dtype(op, "lengths", lengths, at::kInt);

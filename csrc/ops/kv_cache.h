@@ -1,9 +1,10 @@
 // C++ entry points of the key-value cache ops; csrc/ops/kv_cache.cpp implements them.
 //
-// A cache holds keys and values of past tokens in int8, quantized per token and head (symmetric, absmax / 127 over the
-// row's finite values): codes [batch, heads, capacity, head_dim] and scales [batch, heads, capacity], fp32, for keys
-// and for values. All are contiguous, allocated by the caller; head_dim is a multiple of 4. `lengths` is int32 [batch],
-// on the device of the cache: how many tokens of each sequence are in it. Whoever appends adds to it.
+// A cache holds keys and values of past tokens in int8, float8_e4m3fn or float8_e5m2, both alike, quantized per token
+// and head (symmetric, absmax over 127, 448 or 57344, of the row's finite values): codes [batch, heads, capacity,
+// head_dim] and scales [batch, heads, capacity], fp32, for keys and for values. All are contiguous, allocated by the
+// caller; head_dim is a multiple of 4. `lengths` is int32 [batch], on the device of the cache: how many tokens of each
+// sequence are in it. Whoever appends adds to it.
 #pragma once
 
 #include <ATen/core/Tensor.h>

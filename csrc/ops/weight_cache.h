@@ -21,7 +21,16 @@ namespace torchquant::ops {
 
 // What was made, in what form: an identifier of the maker, then its parameters.
 struct WeightKey {
-  enum class Maker : int64_t { kConv = 1, kLinear, kWeightOnly, kMatmul, kCudaConv, kCudaCodes, kCudaWeightOnly };
+  enum class Maker : int64_t {
+    kConv = 1,
+    kLinear,
+    kWeightOnly,
+    kMatmul,
+    kCudaConv,
+    kCudaCodes,
+    kCudaWeightOnly,
+    kCudaFloat8
+  };
   Maker maker;
   std::array<int64_t, 23> parameters{};
 

@@ -226,6 +226,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("check_device", torch::wrap_pybind_function_no_gil(check_device), py::arg("device"));
   m.def("check_runs_on", torch::wrap_pybind_function_no_gil(check_module_runs_on), py::arg("module"), py::arg("device"),
         py::arg("receipt_json"));
+  m.def("needed_capability", torch::wrap_pybind_function(needed_capability), py::arg("module"));
   m.def("receipt_on", torch::wrap_pybind_function(receipt_json_on), py::arg("receipt_json"), py::arg("device"));
   m.def("read_manifest", torch::wrap_pybind_function(read_manifest), py::arg("path"));
   m.def("time_runs", torch::wrap_pybind_function_no_gil(time_module_runs), py::arg("module"), py::arg("inputs"),

@@ -16,6 +16,9 @@ namespace torchquant {
 namespace {
 
 constexpr int kOldestCapability = 80;
+// From which on GPUs multiply 8-bit floats, and the op that does.
+constexpr int kFloat8Capability = 89;
+constexpr const char* kFloat8Op = "quantized_linear_fp8";
 
 int64_t index_of(at::Device device) { return device.has_index() ? device.index() : 0; }
 
@@ -45,36 +48,35 @@ GpuFacts gather_facts(at::Device device) {
 
 // ---- ops --------------------------------------------------------------------------------------------------------
 
-// The op's name without its namespace, if it is one of ours that CUDA cannot run.
-void note_missing(const std::string& op, std::set<std::string>& missing) {
+// Names of our ops without their namespace.
+void collect_ops(const torch::jit::Block* block, std::set<std::string>& ops) {
   constexpr const char* kNamespace = "torchquant::";
-  if (!op.starts_with(kNamespace)) return;
-  const auto found = c10::Dispatcher::singleton().findSchema({op, ""});
-  if (found && found->hasComputedKernelForDispatchKey(c10::DispatchKey::CUDA)) return;
-  missing.insert(op.substr(std::string(kNamespace).size()));
-}
-
-void collect_missing(const torch::jit::Block* block, std::set<std::string>& missing) {
+  const auto note = [&](const std::string& op) {
+    if (op.starts_with(kNamespace)) ops.insert(op.substr(std::string(kNamespace).size()));
+  };
   for (const torch::jit::Node* node : block->nodes()) {
     const std::string op = node->kind().toQualString();
-    note_missing(op, missing);
+    note(op);
     if (op == "torchquant::quantized_island") {
       const auto program = torch::jit::toIValue(node->namedInput("program"));
       if (!program) continue;
-      for (const island::Step& step : island::Program::parse(program->toStringView()).steps) {
-        note_missing(step.op, missing);
-      }
+      for (const island::Step& step : island::Program::parse(program->toStringView()).steps) note(step.op);
     }
-    for (const torch::jit::Block* inner : node->blocks()) collect_missing(inner, missing);
+    for (const torch::jit::Block* inner : node->blocks()) collect_ops(inner, ops);
   }
 }
 
-std::set<std::string> missing_ops(const torch::jit::Module& module) {
-  std::set<std::string> missing;
+std::set<std::string> ops_of(const torch::jit::Module& module) {
+  std::set<std::string> ops;
   for (const torch::jit::Module& submodule : module.modules()) {
-    for (const torch::jit::Method& method : submodule.get_methods()) collect_missing(method.graph()->block(), missing);
+    for (const torch::jit::Method& method : submodule.get_methods()) collect_ops(method.graph()->block(), ops);
   }
-  return missing;
+  return ops;
+}
+
+bool has_cuda_kernel(const std::string& op) {
+  const auto found = c10::Dispatcher::singleton().findSchema({"torchquant::" + op, ""});
+  return found && found->hasComputedKernelForDispatchKey(c10::DispatchKey::CUDA);
 }
 
 // "conv1 (quantized_conv), fc (quantized_linear)"; an op without a layer stands alone.
@@ -125,9 +127,20 @@ void check_device(at::Device device) {
 
 void check_runs_on(const torch::jit::Module& module, at::Device device, const Receipt* receipt) {
   if (!device.is_cuda()) return;
-  const std::set<std::string> missing = missing_ops(module);
+  std::set<std::string> missing = ops_of(module);
+  std::erase_if(missing, has_cuda_kernel);
   TORCH_CHECK(missing.empty(), "torchquant: the module cannot run on ", device,
               ", because these layers have no CUDA kernel: ", layers_of(missing, receipt));
+  if (needed_capability(module) == kOldestCapability || !ops::cuda_capability()) return;
+  if (index_of(device) >= static_cast<int64_t>(at::getNumGPUs())) return;  // check_device says so
+  const int capability = ops::cuda_capability()(static_cast<int>(index_of(device)));
+  TORCH_CHECK(capability >= kFloat8Capability, "torchquant: the module cannot run on ", device,
+              ", which is of compute ", "capability ", capability / 10, ".", capability % 10,
+              ", because GPUs multiply 8-bit floats from 8.9 (Ada) on: ", layers_of({kFloat8Op}, receipt));
+}
+
+int needed_capability(const torch::jit::Module& module) {
+  return ops_of(module).count(kFloat8Op) != 0 ? kFloat8Capability : kOldestCapability;
 }
 
 void move_to(torch::jit::Module& module, at::Device device, const Receipt* receipt) {

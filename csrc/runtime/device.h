@@ -17,8 +17,12 @@ namespace torchquant {
 TQ_API void check_device(at::Device device);
 
 // Throws c10::Error if `module` holds an op of TorchQuant that has no kernel for `device`, naming the layers: those of
-// `receipt`, or without one the ops. Only CUDA devices are looked at.
+// `receipt`, or without one the ops; or if the GPU is too old for one. Only CUDA devices are looked at.
 TQ_API void check_runs_on(const torch::jit::Module& module, at::Device device, const Receipt* receipt = nullptr);
+
+// The compute capability from which on GPUs run every op of `module`: 80, or 89 where layers multiply 8-bit floats.
+// check_runs_on() refuses an older GPU.
+TQ_API int needed_capability(const torch::jit::Module& module);
 
 // Moves the module's parameters and buffers to `device` after both checks; on failure, out of memory too, all stay
 // where they are. Use it instead of module.to(device).

@@ -1,4 +1,4 @@
-"""The int8 key-value cache: appended rows against the contract, attention against torch's on the dequantized cache."""
+"""The key-value cache in int8 and fp8: appended rows against the contract, attention against torch's on the dequantized cache."""
 
 import pytest
 import torch
@@ -7,8 +7,11 @@ import torch.nn.functional as F
 from torchquant import functional as TF
 
 
-def empty_cache(batch, heads, capacity, depth):
-    codes = [torch.zeros(batch, heads, capacity, depth, dtype=torch.int8) for _ in range(2)]
+FP8 = {torch.float8_e4m3fn: 448, torch.float8_e5m2: 57344}
+
+
+def empty_cache(batch, heads, capacity, depth, codes=torch.int8):
+    codes = [torch.zeros(batch, heads, capacity, depth, dtype=codes) for _ in range(2)]
     scales = [torch.zeros(batch, heads, capacity) for _ in range(2)]
     return [codes[0], scales[0], codes[1], scales[1]]
 
@@ -34,23 +37,42 @@ def test_append_quantizes_each_row_by_its_largest_value(dtype):
         assert not codes[0, :, 4:].any() and not codes[1, :, :5].any()
 
 
+@pytest.mark.parametrize("codes", FP8)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fp8_append_quantizes_each_row_by_its_largest_value(codes, dtype):
+    key, value = (torch.randn(2, 3, 4, 8) * 5).to(dtype), torch.randn(2, 3, 4, 8).to(dtype)
+    key[0, 0, 0] = 0
+    cache = empty_cache(2, 3, 9, 8, codes)
+    TF.kv_cache_append(key, value, *cache, int32(0, 5))
+    for x, stored, scales in ((key, *cache[:2]), (value, *cache[2:])):
+        for batch, first in ((0, 0), (1, 5)):
+            rows = x[batch].float()
+            scale = rows.abs().amax(-1) / FP8[codes]
+            scale[scale == 0] = 1
+            expected = (rows * (1 / scale)[..., None]).clamp(-FP8[codes], FP8[codes]).to(codes)
+            assert torch.equal(scales[batch, :, first : first + 4], scale)
+            assert torch.equal(stored[batch, :, first : first + 4].view(torch.uint8), expected.view(torch.uint8))
+
+
 @pytest.mark.parametrize("query_heads, heads, depth", [(4, 4, 64), (8, 2, 12), (16, 1, 128)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_equals_torch_on_the_dequantized_cache(query_heads, heads, depth, dtype):
-    cache = empty_cache(3, heads, 20, depth)
+@pytest.mark.parametrize("codes", [torch.int8, *FP8])
+def test_attention_equals_torch_on_the_dequantized_cache(query_heads, heads, depth, dtype, codes):
+    cache = empty_cache(3, heads, 20, depth, codes)
     TF.kv_cache_append(torch.randn(3, heads, 20, depth), torch.randn(3, heads, 20, depth), *cache, int32(0, 0, 0))
     query, lengths = torch.randn(3, query_heads, 1, depth).to(dtype), int32(1, 20, 13)
     actual = TF.kv_cache_attention(query, *cache, lengths)
-    keys, values = cache[0] * cache[1][..., None], cache[2] * cache[3][..., None]
+    keys, values = cache[0].float() * cache[1][..., None], cache[2].float() * cache[3][..., None]
     for b, length in enumerate(lengths.tolist()):
         k, v = (t[b : b + 1, :, :length].repeat_interleave(query_heads // heads, dim=1) for t in (keys, values))
         expected = F.scaled_dot_product_attention(query[b : b + 1].float(), k, v).to(dtype)
         torch.testing.assert_close(actual[b : b + 1], expected)
 
 
-def test_a_decode_loop_is_near_float_attention():
+@pytest.mark.parametrize("codes, error", [(torch.int8, 0.03), (torch.float8_e4m3fn, 0.1), (torch.float8_e5m2, 0.2)])
+def test_a_decode_loop_is_near_float_attention(codes, error):
     torch.manual_seed(0)
-    cache, lengths = empty_cache(2, 2, 16, 32), int32(0, 3)
+    cache, lengths = empty_cache(2, 2, 16, 32, codes), int32(0, 3)
     keys, values = torch.randn(2, 2, 16, 32), torch.randn(2, 2, 16, 32)
     TF.kv_cache_append(keys[1:, :, :3], values[1:, :, :3], *(t[1:] for t in cache), int32(0))
     for _ in range(10):
@@ -61,7 +83,7 @@ def test_a_decode_loop_is_near_float_attention():
     actual = TF.kv_cache_attention(query, *cache, lengths, scale=0.2)
     for b, length in enumerate(lengths.tolist()):
         expected = F.scaled_dot_product_attention(query[b], keys[b, :, :length], values[b, :, :length], scale=0.2)
-        assert (actual[b] - expected).abs().max() < 0.03
+        assert (actual[b] - expected).abs().max() < error
 
 
 def test_no_tokens_give_zeros():
@@ -81,7 +103,8 @@ def bad(index, tensor):
     [
         (0, torch.randn(1, 2, 8), r"key must have the shape \[batch, heads, tokens, head_dim\]"),
         (1, torch.randn(1, 2, 2, 8), r"value must have shape \[1, 2, 1, 8\], got \[1, 2, 2, 8\]"),
-        (2, torch.zeros(1, 2, 4, 8), "key_cache must be int8, got float32"),
+        (2, torch.zeros(1, 2, 4, 8), "key_cache must be int8, float8_e4m3fn or float8_e5m2, got float32"),
+        (2, torch.zeros(1, 2, 4, 8, dtype=torch.float8_e5m2), "value_cache must be float8_e5m2, got int8"),
         (2, torch.zeros(1, 2, 4, 6, dtype=torch.int8), "head_dim must be a multiple of 4"),
         (3, torch.zeros(1, 2, 5), "key_scale must have shape"),
         (4, torch.zeros(1, 4, 2, 8, dtype=torch.int8).transpose(1, 2), "value_cache must be contiguous"),

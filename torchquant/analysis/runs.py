@@ -82,7 +82,11 @@ def _mapping_of(converted: QuantizedModel, float_model: nn.Module) -> QConfigMap
     """A QConfigMapping that puts fake-quants where those of the converted model stood."""
     paths = {path for path, _ in float_model.named_modules()}
     mapping = QConfigMapping(qconfigs.int8_static())
-    presets = {"quantized_linear_dynamic": qconfigs.int8_dynamic(), "quantized_linear_weight_only": qconfigs.int8_weight_only()}
+    presets = {
+        "quantized_linear_dynamic": qconfigs.int8_dynamic(),
+        "quantized_linear_weight_only": qconfigs.int8_weight_only(),
+        "quantized_linear_fp8": qconfigs.fp8_dynamic(),
+    }
     for row in converted.receipt.rows:
         kernel = row["kernel"].split("/")[0]
         if row["layer"] in paths and (not kernel or kernel in presets):

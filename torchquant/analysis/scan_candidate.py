@@ -194,7 +194,8 @@ def _add_bytes(layer: ScannedLayer, parameter: torch.Tensor, fake_quant: FakeQua
     spec = fake_quant.spec
     four_bits = spec.quant_max - spec.quant_min <= 15 and -8 <= spec.quant_min <= 0
     count = parameter.numel()
-    parameters = fake_quant.scale.numel() * (1 if spec.symmetric else 2)
+    scales = parameter.size(spec.axis) if spec.float8 else fake_quant.scale.numel()
+    parameters = scales * (1 if spec.symmetric else 2)
     layer.float_bytes += count * parameter.element_size()
     layer.quantized_bytes += (-(-count // 2) if four_bits else count) + 4 * parameters
 

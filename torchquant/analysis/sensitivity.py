@@ -95,7 +95,7 @@ def sensitivity_scan(
 def named_candidates(qconfig) -> dict[str, QConfig | QConfigMapping]:
     """The QConfigs by name; a single one is called after the bits of its weights."""
     if isinstance(qconfig, QConfig):
-        return {f"int{qconfig.weight.bits}": qconfig}
+        return {"fp8" if qconfig.weight.float8 else f"int{qconfig.weight.bits}": qconfig}
     if not isinstance(qconfig, Mapping):
         as_mapping(qconfig)  # refuses what is no QConfig at all
         return {"quantized": qconfig}

@@ -130,6 +130,8 @@ def adaround(
 def _why_not(layer: QuantizedLayer, embeds: bool) -> str | None:
     if embeds:
         return "an embedding's outputs are its weights, which nearest rounding serves best"
+    if layer.fake_quant.spec.float8:
+        return "its weight becomes 8-bit floats, and AdaRound chooses between integers"
     if layer.parameter not in layer.module._parameters:
         return "its weight is computed (torch.nn.utils.parametrize), so it cannot be moved onto codes"
     return None

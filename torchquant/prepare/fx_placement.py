@@ -266,7 +266,7 @@ class _Placer:
             if not self._passes_qparams(node):
                 self._emit_static(node, container, made)
         for node in self.nodes:
-            if self.kinds[node] is Kind.COMPUTE and self._mode(node) == "dynamic":
+            if self.kinds[node] is Kind.COMPUTE and self._mode(node) in ("dynamic", "fp8"):
                 data, spec = _data(node), self.settings[node].activation
                 if (data, spec) not in made:
                     made[data, spec] = self._insert(data, self._add(container, data, spec))

@@ -33,7 +33,7 @@ class Kind(enum.Enum):
 class ComputeLayer:
     kind: str
     weight_axis: int  # of the output channels
-    modes: frozenset[str]  # how the kernels can run it, or how it would have to run: "static", "dynamic", "weight_only"
+    modes: frozenset[str]  # how the kernels can run it, or how it would have to run: "static", "dynamic", "weight_only", "fp8"
     input_axis: int = -1  # of the weight: what groups of a group-wise scale run along
 
 
@@ -48,7 +48,8 @@ class ComputeFunction:
 
 
 _CONV = frozenset({"static"})
-LINEAR = ComputeLayer("linear", 0, frozenset({"static", "dynamic", "weight_only"}))
+_INTEGER = frozenset({"static", "dynamic", "weight_only"})
+LINEAR = ComputeLayer("linear", 0, _INTEGER | {"fp8"})
 MATRIX = ComputeLayer("linear", 1, LINEAR.modes, input_axis=0)  # x @ weight, whose rows are the inputs
 EMBEDDING = ComputeLayer("embedding", 0, frozenset({"weight_only"}))
 COMPUTE_MODULES = {
@@ -92,12 +93,12 @@ _ACTIVATION_PRODUCTS = {
 FLOAT_LAYERS = {
     nn.Conv3d: ComputeLayer("conv3d", 0, _CONV),
     nn.ConvTranspose3d: ComputeLayer("conv_transpose3d", 1, _CONV),
-    nn.Bilinear: ComputeLayer("bilinear", 0, LINEAR.modes),
+    nn.Bilinear: ComputeLayer("bilinear", 0, _INTEGER),
     nn.EmbeddingBag: ComputeLayer("embedding_bag", 0, EMBEDDING.modes),
-    nn.RNN: ComputeLayer("rnn", 0, LINEAR.modes),
-    nn.RNNCell: ComputeLayer("rnn_cell", 0, LINEAR.modes),
-    nn.LSTMCell: ComputeLayer("lstm_cell", 0, LINEAR.modes),
-    nn.GRUCell: ComputeLayer("gru_cell", 0, LINEAR.modes),
+    nn.RNN: ComputeLayer("rnn", 0, _INTEGER),
+    nn.RNNCell: ComputeLayer("rnn_cell", 0, _INTEGER),
+    nn.LSTMCell: ComputeLayer("lstm_cell", 0, _INTEGER),
+    nn.GRUCell: ComputeLayer("gru_cell", 0, _INTEGER),
 }
 
 _MODULES = {

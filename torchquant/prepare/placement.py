@@ -108,6 +108,8 @@ class Placement:
         qconfig = self.qconfigs.get(path)
         if qconfig is None:
             return None
+        if qconfig.weight.float8:
+            return "fp8"
         if qconfig.activation is None or layer.modes == {"weight_only"}:  # an index is no activation
             return "weight_only"
         return "dynamic" if qconfig.activation.dynamic else "static"
@@ -115,6 +117,8 @@ class Placement:
     def _why_not_asked(self, mode, layer):
         if mode is None:
             return "the QConfig keeps it float"
+        if mode == "fp8":
+            return f"an fp8 QConfig quantizes linear layers, no {layer.kind}"
         return f"a {mode.replace('_', '-')} QConfig quantizes linear and recurrent layers and embeddings, no {layer.kind}"
 
     def quantize_weight(self, path, parameter, layer: ComputeLayer, settings: LayerSettings):

@@ -21,7 +21,7 @@ std::string reason_for(const Conversion& conversion, const Node* reader) {
   const std::string kind = layer_kind(conversion, reader);
   if (!is_aten(reader, {"convolution"}))
     return "there is no integer kernel for " + std::string(reader->kind().toQualString());
-  if (reader->input(0)->node()->kind() == kind::fake_quantize) {
+  if (is_fake_quant(reader->input(0)->node())) {
     return "its input is quantized with parameters of the run, and there is no dynamic kernel for " + kind;
   }
   const std::string weight_only = ", and there is no weight-only kernel for " + kind;
@@ -61,7 +61,7 @@ void collect_activation(Conversion& conversion, Node* fake_quant) {
 void collect_fallbacks(Conversion& conversion) {
   std::vector<Node*> activations;
   for (Node* node : all_nodes(conversion.graph())) {
-    if (node->kind() != kind::fake_quantize) continue;
+    if (!is_fake_quant(node)) continue;
     if (conversion.resolve(node->input(0))) {
       collect_weight(conversion, node);
     } else {

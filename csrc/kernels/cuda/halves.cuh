@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/device.cuh"
 #include "numerics/float16.h"
+#include "numerics/float8.h"
 
 namespace torchquant::kernels::cuda {
 
@@ -59,6 +60,44 @@ class BytesToHalves<true> {
   }
 
   float offset_;
+};
+
+// fp8 codes as fp16 or bf16, exactly. Exponent and mantissa stand there in the same order, only wider: shifted to their
+// place, a code is its value times a power of two, subnormals included, which a product takes out again. What is no
+// number (0x7f, of e5m2 from 0x7c on) has become one by that, and gets its exponent back.
+template <typename Format, bool BFLOAT16>
+class Float8ToHalves {
+ public:
+  // Bytes 2 * pair and the next of a word.
+  __device__ __forceinline__ uint32_t pair(uint32_t word, int pair) const {
+    return from_upper_bytes(__byte_perm(word, word, pair == 0 ? 0x1000u : 0x3020u));
+  }
+  // One byte of each of two words.
+  __device__ __forceinline__ uint32_t pair_of(uint32_t low, int low_byte, uint32_t high, int high_byte) const {
+    return from_upper_bytes(__byte_perm(
+        low, high, 0x4000u + 0x1000u * static_cast<unsigned>(high_byte) + 0x10u * static_cast<unsigned>(low_byte)));
+  }
+
+ private:
+  static constexpr int kMantissaBits = BFLOAT16 ? 7 : 10;
+  static constexpr int kBias = BFLOAT16 ? 127 : 15;
+  static constexpr uint32_t kInEachHalf = 0x00010001u;
+
+  // Codes in the upper bytes of both halves, anything in the lower ones.
+  static __device__ __forceinline__ uint32_t from_upper_bytes(uint32_t codes) {
+    if constexpr (kBias == Format::kBias) {  // e5m2 is the upper byte of fp16
+      return codes & 0xff00ff00u;
+    } else {
+      constexpr uint32_t kPower = static_cast<uint32_t>(2 * kBias - Format::kBias) << kMantissaBits;
+      constexpr uint32_t kSpecial = static_cast<uint32_t>(0x7f - Format::kLargestCode) << 8;
+      constexpr uint32_t kMinusZero = 0x8000u * kInEachHalf;  // keeps the sign of a zero
+      const uint32_t magnitude = codes & 0x7f007f00u;
+      const uint32_t bits = (codes & 0x80008000u) | magnitude >> (8 + Format::kMantissaBits - kMantissaBits);
+      const uint32_t value = multiply_add_pair<BFLOAT16>(bits, kPower * kInEachHalf, kMinusZero);
+      const uint32_t special = (magnitude + kSpecial * kInEachHalf) & 0x80008000u;
+      return value | (special - (special >> (15 - kMantissaBits)));  // the bits of the exponent
+    }
+  }
 };
 
 // The three bf16 whose sum is a pair of floats, in the halves of a word each. An infinity or NaN is its first alone.

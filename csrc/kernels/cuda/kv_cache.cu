@@ -1,4 +1,4 @@
-// Append and attention of the int8 key-value cache. Called through kv_cache.h.
+// Append and attention of the int8 and fp8 key-value cache. Called through kv_cache.h.
 //
 // Attention runs on the tensor cores: queries that share a head of the cache are the rows of a product, its keys the
 // columns, so that the cache is read once for all of them. A block takes a part of a sequence (split) and its warps
@@ -8,6 +8,7 @@
 #include "kernels/cuda/kv_cache.h"
 #include "kernels/cuda/quantize_row.cuh"
 #include "numerics/activation.h"
+#include "numerics/float8.h"
 
 namespace torchquant::kernels::cuda {
 
@@ -21,8 +22,12 @@ constexpr int kQueries = 16;  // rows of a product
 // ---- append
 // -----------------------------------------------------------------------------------------------------------
 
+// The fp8 format of CODE.
+template <KvCode CODE>
+using Float8Format = std::conditional_t<CODE == KvCode::kFloat8E4M3, numerics::Float8E4M3, numerics::Float8E5M2>;
+
 // A warp stores one row: of the keys where blockIdx.y is 0, else of the values.
-template <typename T>
+template <typename T, KvCode CODE>
 __global__ void __launch_bounds__(kThreads) append_kernel(KvAppendArgs args) {
   const KvCacheShape& shape = args.shape;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -33,14 +38,22 @@ __global__ void __launch_bounds__(kThreads) append_kernel(KvAppendArgs args) {
   if (place < 0 || place >= shape.capacity) return;
   // Value by value: a reference to either struct would put the arguments into local memory.
   float* scale = blockIdx.y == 0 ? args.key_cache.scale : args.value_cache.scale;
-  int8_t* codes = blockIdx.y == 0 ? args.key_cache.codes : args.value_cache.codes;
+  uint8_t* codes = blockIdx.y == 0 ? args.key_cache.codes : args.value_cache.codes;
   const auto* x = static_cast<const T*>(blockIdx.y == 0 ? args.key : args.value);
   const RowReader<T> reader(x + row * shape.depth, shape.depth);
-  const auto qparams = numerics::dynamic_qparams(largest_of_warp(largest_of_share(reader, shape.depth, lane, kWarp)));
+  const int32_t largest = largest_of_warp(largest_of_share(reader, shape.depth, lane, kWarp));
   const int64_t to = head * shape.capacity + place;
-  if (lane == 0) scale[to] = qparams.scale;
-  write_codes_of_share(reader, shape.depth, lane, kWarp, qparams,
-                       reinterpret_cast<unsigned char*>(codes + to * shape.depth));
+  if constexpr (CODE == KvCode::kInt8) {
+    const auto qparams = numerics::dynamic_qparams(largest);
+    if (lane == 0) scale[to] = qparams.scale;
+    write_codes_of_share(reader, shape.depth, lane, kWarp, qparams, codes + to * shape.depth);
+  } else {
+    const float row_scale = numerics::float8_scale<Float8Format<CODE>>(largest);
+    if (lane == 0) scale[to] = row_scale;
+    const float inv_scale = 1.0f / row_scale;
+    const auto code_of = [inv_scale](float x) { return numerics::quantize_float8<Float8Format<CODE>>(x, inv_scale); };
+    write_bytes_of_share(reader, shape.depth, lane, kWarp, code_of, codes + to * shape.depth);
+  }
 }
 
 // ---- attention
@@ -83,14 +96,24 @@ __device__ void share_queries(const T* query, int heads, uint4 (&shared)[kParts<
   }
 }
 
-// A lane's codes of 16 keys and values, offset to unsigned: of keys lane / 4 and 8 more, 16 neighbours of each 64; of
-// values 2 * (lane % 4), the next, and the same 8 on, DEPTH / 8 neighbours.
-template <int DEPTH>
+// Codes as 16-bit pairs. Those of int8 have been offset to unsigned.
+template <KvCode CODE, bool BFLOAT16>
+__device__ __forceinline__ auto codes_to_halves() {
+  if constexpr (CODE == KvCode::kInt8) {
+    return BytesToHalves<BFLOAT16>(128.0f);
+  } else {
+    return Float8ToHalves<Float8Format<CODE>, BFLOAT16>();
+  }
+}
+
+// A lane's codes of 16 keys and values, those of int8 offset to unsigned: of keys lane / 4 and 8 more, 16 neighbours of
+// each 64; of values 2 * (lane % 4), the next, and the same 8 on, DEPTH / 8 neighbours.
+template <int DEPTH, KvCode CODE>
 struct Turn {
   uint32_t key[2][DEPTH / 64][4];
   uint32_t value[4][DEPTH / 32];
 
-  __device__ __forceinline__ void load(const int8_t* keys, const int8_t* values, int64_t first, int64_t last) {
+  __device__ __forceinline__ void load(const uint8_t* keys, const uint8_t* values, int64_t first, int64_t last) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile) {
@@ -112,10 +135,10 @@ struct Turn {
   static __device__ __forceinline__ int64_t inside(int64_t row, int64_t last) { return row < last ? row : last - 1; }
 
   template <int WORDS>
-  static __device__ __forceinline__ void load_words(const int8_t* from, uint32_t (&words)[WORDS]) {
+  static __device__ __forceinline__ void load_words(const uint8_t* from, uint32_t (&words)[WORDS]) {
     const auto pack = *reinterpret_cast<const Pack<uint32_t, WORDS>*>(from);
 #pragma unroll
-    for (int i = 0; i < WORDS; ++i) words[i] = pack.value[i] ^ 0x80808080u;
+    for (int i = 0; i < WORDS; ++i) words[i] = pack.value[i] ^ (CODE == KvCode::kInt8 ? 0x80808080u : 0u);
   }
 };
 
@@ -128,11 +151,11 @@ struct Running {
 };
 
 // score[tile][2 * row + e]: of keys 8 * tile + 2 * (lane % 4) + e.
-template <typename T, int DEPTH>
-__device__ __forceinline__ void scores_of(const Turn<DEPTH>& turn, const uint4 (&queries)[kParts<T>][DEPTH / 16][kWarp],
-                                          float (&score)[2][4]) {
+template <typename T, int DEPTH, KvCode CODE>
+__device__ __forceinline__ void scores_of(const Turn<DEPTH, CODE>& turn,
+                                          const uint4 (&queries)[kParts<T>][DEPTH / 16][kWarp], float (&score)[2][4]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const BytesToHalves<kAsBFloat16<T>> to_halves(128.0f);
+  const auto to_halves = codes_to_halves<CODE, kAsBFloat16<T>>();
 #pragma unroll
   for (int product = 0; product < DEPTH / 16; ++product) {
     uint32_t b[2][2];
@@ -202,13 +225,13 @@ __device__ __forceinline__ void weigh(const KvAttentionArgs& args, int64_t head,
 }
 
 // Adds weights times values. Column g of tile t is element g * (DEPTH / 8) + t, so that a lane's load is whole.
-template <int DEPTH>
-__device__ __forceinline__ void add_values(const Turn<DEPTH>& turn, const float (&weight)[2][4],
+template <int DEPTH, KvCode CODE>
+__device__ __forceinline__ void add_values(const Turn<DEPTH, CODE>& turn, const float (&weight)[2][4],
                                            Running<DEPTH>& running) {
   uint32_t words[4][3];
 #pragma unroll
   for (int i = 0; i < 4; ++i) split_pair(weight[i / 2][i % 2 * 2], weight[i / 2][i % 2 * 2 + 1], words[i]);
-  const BytesToHalves<true> to_halves(128.0f);
+  const auto to_halves = codes_to_halves<CODE, true>();
 #pragma unroll
   for (int tile = 0; tile < DEPTH / 8; ++tile) {
     const uint32_t b[2] = {to_halves.pair_of(turn.value[0][tile / 4], tile % 4, turn.value[1][tile / 4], tile % 4),
@@ -277,7 +300,7 @@ __device__ __forceinline__ int64_t length_of(const KvAttentionArgs& args, int64_
 }
 
 // Grid: splits, heads of the cache, sequences.
-template <typename T, int DEPTH>
+template <typename T, int DEPTH, KvCode CODE>
 __global__ void __launch_bounds__(kAttentionThreads) attention_kernel(KvAttentionArgs args, Partials partials) {
   __shared__ uint4 queries[kParts<T>][DEPTH / 16][kWarp];
   __shared__ float shared_largest[kWarps][kQueries];
@@ -295,16 +318,16 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_kernel(KvAttentio
   const int64_t each = (turns + splits - 1) / splits * kTurn * kWarps;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * each;
   const int64_t last = first + each < length ? first + each : length;
-  const int8_t* keys = args.key_cache.codes + head * args.shape.capacity * DEPTH;
-  const int8_t* values = args.value_cache.codes + head * args.shape.capacity * DEPTH;
+  const uint8_t* keys = args.key_cache.codes + head * args.shape.capacity * DEPTH;
+  const uint8_t* values = args.value_cache.codes + head * args.shape.capacity * DEPTH;
   Running<DEPTH> running;
   for (int64_t key = first + static_cast<int64_t>(threadIdx.x / kWarp) * kTurn; key < last; key += kTurn * kWarps) {
-    Turn<DEPTH> turn;
+    Turn<DEPTH, CODE> turn;
     turn.load(keys, values, key, last);
     float weight[2][4] = {};
-    scores_of<T, DEPTH>(turn, queries, weight);
+    scores_of<T>(turn, queries, weight);
     weigh<DEPTH>(args, head, key, last, weight, running);
-    add_values<DEPTH>(turn, weight, running);
+    add_values(turn, weight, running);
   }
   write_partial<DEPTH>(running, heads, first_head * splits + blockIdx.x, splits, partials, shared_largest, shared_out);
 }
@@ -327,6 +350,20 @@ __global__ void merge_kernel(KvAttentionArgs args, Partials partials, int splits
   static_cast<T*>(args.out)[head * depth + threadIdx.x] = from_float<T>(any ? value / sum : 0.0f);
 }
 
+// Calls f with std::integral_constant of `code`.
+template <typename F>
+cudaError_t dispatch_code(KvCode code, const F& f) {
+  switch (code) {
+    case KvCode::kInt8:
+      return f(std::integral_constant<KvCode, KvCode::kInt8>{});
+    case KvCode::kFloat8E4M3:
+      return f(std::integral_constant<KvCode, KvCode::kFloat8E4M3>{});
+    case KvCode::kFloat8E5M2:
+      return f(std::integral_constant<KvCode, KvCode::kFloat8E5M2>{});
+  }
+  return cudaErrorInvalidValue;
+}
+
 // Enough blocks to fill a large GPU twice, but none below 256 keys of a full cache.
 int64_t splits_of(const KvAttentionArgs& args) {
   constexpr int64_t kBlocks = 2 * 132;
@@ -335,12 +372,12 @@ int64_t splits_of(const KvAttentionArgs& args) {
   return wanted < most ? wanted : most;
 }
 
-template <typename T, int DEPTH>
+template <typename T, int DEPTH, KvCode CODE>
 cudaError_t attend(const KvAttentionArgs& args, const Partials& partials, cudaStream_t stream) {
   const auto splits = static_cast<unsigned>(splits_of(args));
   const dim3 grid(splits, static_cast<unsigned>(args.shape.heads), static_cast<unsigned>(args.shape.batch));
   const cudaError_t error =
-      start_kernel(attention_kernel<T, DEPTH>, grid, kAttentionThreads, 0, stream, args, partials);
+      start_kernel(attention_kernel<T, DEPTH, CODE>, grid, kAttentionThreads, 0, stream, args, partials);
   if (error != cudaSuccess) return error;
   return start_kernel(merge_kernel<T>, static_cast<unsigned>(args.shape.batch * args.query_heads), DEPTH, 0, stream,
                       args, partials, static_cast<int>(splits));
@@ -352,7 +389,10 @@ cudaError_t kv_append(const KvAppendArgs& args, FloatType type, cudaStream_t str
   const int64_t rows = args.shape.batch * args.shape.heads * args.tokens;
   const dim3 grid(static_cast<unsigned>(ceil_div(rows, kThreads / kWarp)), 2);
   return dispatch_type(type, [&](auto* tag) {
-    return start_kernel(append_kernel<std::remove_pointer_t<decltype(tag)>>, grid, kThreads, 0, stream, args);
+    return dispatch_code(args.shape.code, [&](auto code) {
+      return start_kernel(append_kernel<std::remove_pointer_t<decltype(tag)>, code.value>, grid, kThreads, 0, stream,
+                          args);
+    });
   });
 }
 
@@ -367,7 +407,10 @@ cudaError_t kv_attention(const KvAttentionArgs& args, FloatType type, void* scra
   const Partials partials{floats, floats + parts, floats + 2 * parts};
   return dispatch_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    return args.shape.depth == 64 ? attend<T, 64>(args, partials, stream) : attend<T, 128>(args, partials, stream);
+    return dispatch_code(args.shape.code, [&](auto code) {
+      return args.shape.depth == 64 ? attend<T, 64, code.value>(args, partials, stream)
+                                    : attend<T, 128, code.value>(args, partials, stream);
+    });
   });
 }
 

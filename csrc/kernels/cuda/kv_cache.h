@@ -1,5 +1,5 @@
-// Key-value cache in int8 on CUDA: kernels/kv_cache.h's append and attention for 16- and 32-bit tensors. Called by
-// csrc/ops/kv_cache_cuda.cpp.
+// Key-value cache in int8 or fp8 on CUDA: kernels/kv_cache.h's append and attention for 16- and 32-bit tensors. Called
+// by csrc/ops/kv_cache_cuda.cpp.
 #pragma once
 
 #include <cuda_runtime_api.h>

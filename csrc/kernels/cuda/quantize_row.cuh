@@ -1,5 +1,5 @@
-// Device code that quantizes a row by its own largest value (numerics/dynamic.h). Used by linear_dynamic.cu and
-// kv_cache.cu.
+// Device code that quantizes a row by its own largest value (numerics/dynamic.h). Used by linear_dynamic.cu,
+// kv_cache.cu and float8.cu.
 #pragma once
 
 #include "kernels/cuda/device.cuh"
@@ -53,25 +53,27 @@ __device__ __forceinline__ int32_t largest_of_warp(int32_t value) {
   return value;
 }
 
-// Codes of four values, the first in the lowest byte.
-__device__ __forceinline__ uint32_t four_codes(const float (&values)[4], numerics::QParams qparams) {
-  uint32_t codes = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    codes |= static_cast<uint32_t>(static_cast<uint8_t>(numerics::dynamic_code(values[i], qparams))) << (8 * i);
-  }
-  return codes;
-}
-
-// Writes the codes of elements first, first + step, ... (four each), as zeros from `length` to `padded`.
-template <typename T>
-__device__ void write_codes_of_share(const RowReader<T>& row, int64_t padded, int first, int step,
-                                     numerics::QParams qparams, unsigned char* codes) {
+// Writes code_of(value) of elements first, first + step, ... (four each); those from the row's length to `padded` are
+// the code of 0. `codes` and `padded` are multiples of 4.
+template <typename T, typename CodeOf>
+__device__ void write_bytes_of_share(const RowReader<T>& row, int64_t padded, int first, int step,
+                                     const CodeOf& code_of, unsigned char* codes) {
   for (int64_t k = int64_t{4} * first; k < padded; k += int64_t{4} * step) {
     float values[4];
     row.read(k, values);
-    *reinterpret_cast<uint32_t*>(codes + k) = four_codes(values, qparams);
+    uint32_t word = 0;  // the first in the lowest byte
+#pragma unroll
+    for (int i = 0; i < 4; ++i) word |= static_cast<uint32_t>(code_of(values[i])) << (8 * i);
+    *reinterpret_cast<uint32_t*>(codes + k) = word;
   }
+}
+
+// The same with int8 codes.
+template <typename T>
+__device__ void write_codes_of_share(const RowReader<T>& row, int64_t padded, int first, int step,
+                                     numerics::QParams qparams, unsigned char* codes) {
+  const auto code_of = [qparams](float x) { return static_cast<uint8_t>(numerics::dynamic_code(x, qparams)); };
+  write_bytes_of_share(row, padded, first, step, code_of, codes);
 }
 
 }  // namespace torchquant::kernels::cuda

@@ -191,18 +191,86 @@ def layer_norm():
     ]
 
 
-def kv_cache(batch, heads, capacity, depth):
+def kv_cache(batch, heads, capacity, depth, dtype=torch.int8):
     """key_cache, key_scale, value_cache, value_scale"""
     scales = [torch.rand(batch, heads, capacity) * 0.02 for _ in range(2)]
-    caches = [int8_weight(batch, heads, capacity, depth) for _ in range(2)]
+    caches = [int8_weight(batch, heads, capacity, depth).to(dtype) for _ in range(2)]
     return caches[0], scales[0], caches[1], scales[1]
+
+
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+def fp8_codes(*shape, dtype):
+    return torch.randn(shape).to(dtype)
+
+
+@samples_of("quantize_fp8")
+def quantize_fp8():
+    return [
+        call(torch.randn(3, 7), torch.tensor([0.01]), dtype=FP8[0]),
+        call(torch.randn(2, 3, 8).bfloat16(), torch.rand(2, 3) + 0.1, dtype=FP8[1]),
+        call(torch.randn(5, 9, dtype=torch.float16).t(), torch.tensor(0.5), dtype=FP8[0]),
+        call(torch.randn(0, 4), torch.ones(1), dtype=FP8[0]),
+    ]
+
+
+@samples_of("quantize_fp8_dynamic")
+def quantize_fp8_dynamic():
+    return [
+        call(torch.randn(3, 7), dtype=FP8[0]),
+        call(torch.randn(2, 3, 520).half(), dtype=FP8[1]),
+        call(torch.randn(6).bfloat16(), dtype=FP8[0]),
+        call(torch.randn(2, 0), dtype=FP8[0]),
+    ]
+
+
+@samples_of("dequantize_fp8")
+def dequantize_fp8():
+    return [
+        call(fp8_codes(3, 7, dtype=FP8[0]), torch.tensor([0.01])),
+        call(fp8_codes(2, 3, 8, dtype=FP8[1]), torch.rand(2, 3) + 0.1, dtype=torch.bfloat16),
+    ]
+
+
+@samples_of("fake_quantize_fp8")
+def fake_quantize_fp8():
+    return [
+        call(torch.randn(3, 7, requires_grad=True), dtype=FP8[0]),
+        call(torch.randn(3, 600, requires_grad=True), torch.tensor([0.001]), dtype=FP8[0]),
+        call(torch.randn(2, 5, 8, dtype=torch.bfloat16, requires_grad=True), torch.rand(2, 5) + 0.1, dtype=FP8[1]),
+        call(torch.randn(4, 6).t().half(), dtype=FP8[1]),
+    ]
+
+
+@samples_of("fake_quantize_fp8_backward")
+def fake_quantize_fp8_backward():
+    return [
+        call(torch.randn(3, 7), torch.randn(3, 7), dtype=FP8[0]),
+        call(torch.randn(2, 8).half(), torch.randn(2, 8).half(), torch.tensor([0.001]), dtype=FP8[1]),
+    ]
+
+
+@samples_of("quantized_linear_fp8")
+def quantized_linear_fp8():
+    return [
+        call(torch.randn(2, 5, 8), fp8_codes(3, 8, dtype=FP8[0]), torch.rand(3) + 0.1, torch.randn(3)),
+        call(torch.randn(5, 32).bfloat16(), fp8_codes(16, 32, dtype=FP8[0]), torch.rand(16) + 0.1, torch.randn(16)),
+        call(torch.randn(5, 16).half(), fp8_codes(48, 16, dtype=FP8[1]), torch.rand(1) + 0.1, x_scale=torch.tensor([0.01])),
+        call(torch.randn(5, 16), fp8_codes(130, 16, dtype=FP8[0]), torch.rand(130) + 0.1, x_dtype=FP8[1]),
+        call(torch.randn(0, 16), fp8_codes(4, 16, dtype=FP8[0]), torch.rand(4) + 0.1),
+    ]
 
 
 @samples_of("kv_cache_append")
 def kv_cache_append():
     key, value = torch.randn(2, 3, 2, 8), torch.randn(2, 2, 3, 8).transpose(1, 2)
     lengths = torch.tensor([0, 5], dtype=torch.int32)
-    return [call(key, value, *kv_cache(2, 3, 7, 8), lengths), call(key.half(), value.half(), *kv_cache(2, 3, 7, 8), lengths)]
+    return [
+        call(key, value, *kv_cache(2, 3, 7, 8), lengths),
+        call(key.half(), value.half(), *kv_cache(2, 3, 7, 8), lengths),
+        call(key, value, *kv_cache(2, 3, 7, 8, FP8[0]), lengths),
+    ]
 
 
 @samples_of("kv_cache_attention")
@@ -211,4 +279,6 @@ def kv_cache_attention():
     return [
         call(torch.randn(2, 6, 1, 64), *kv_cache(2, 3, 7, 64), lengths),
         call(torch.randn(2, 3, 1, 128).bfloat16(), *kv_cache(2, 3, 7, 128), lengths, scale=0.1),
+        call(torch.randn(2, 3, 1, 64), *kv_cache(2, 3, 7, 64, FP8[0]), lengths),
+        call(torch.randn(2, 3, 1, 128).half(), *kv_cache(2, 3, 7, 128, FP8[1]), lengths),
     ]

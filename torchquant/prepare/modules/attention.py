@@ -120,6 +120,8 @@ def _additive(mask, dtype):
 
 def _fake_quantize_rows(fake_quant, weight, rows):
     spec = fake_quant.spec
+    if spec.dynamic:
+        return fake_quant(weight[rows])
     scale, zero_point = fake_quant.scale, fake_quant.zero_point
     if spec.axis is not None:
         scale, zero_point = scale[rows], zero_point[rows]
