@@ -27,16 +27,17 @@ if(TORCHQUANT_SANITIZE)
   add_link_options(-fsanitize=address,undefined)
 endif()
 
-# Files named *_avx2.cpp, *_avx512.cpp and *_avx512_vnni.cpp get their instruction set, and are left out where the processor is
+# Files named *_avx2.cpp, *_avx_vnni.cpp, *_avx512.cpp and *_avx512_vnni.cpp get their instruction set, and are left out where the processor is
 # another one. Loops over branches become vectors only where the compiler may compute both sides: nothing reads errno or the
 # floating-point exception flags, so no result changes.
 set(tq_vector_flags -mfma -mf16c -fno-trapping-math -fno-math-errno)
 set(tq_avx2_flags ${tq_vector_flags} -mavx2)
+set(tq_avx_vnni_flags ${tq_avx2_flags} -mavxvnni)
 set(tq_avx512_flags ${tq_vector_flags} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
 set(tq_avx512_vnni_flags ${tq_avx512_flags} -mavx512vnni)
 function(tq_apply_isa_flags sources_variable)
   set(sources ${${sources_variable}})
-  set(isa_pattern "_(avx2|avx512|avx512_vnni)\\.cpp$")
+  set(isa_pattern "_(avx2|avx_vnni|avx512|avx512_vnni)\\.cpp$")
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     foreach(source IN LISTS sources)
       if(source MATCHES "${isa_pattern}")

@@ -77,7 +77,7 @@ struct FakeQuantizeKernels {
   int64_t (*min_max_each)(const void* x, int64_t n, FloatType type, float* min_val, float* max_val);
 };
 
-// The table of the instruction set that isa.h selected (TORCHQUANT_ISA=reference|avx2|avx512|avx512_vnni forces one).
+// The table of the instruction set that isa.h selected.
 const FakeQuantizeKernels& fake_quantize_kernels();
 
 // The table of one instruction set, which must be among available_isas(). For tests and benchmarks.

@@ -17,6 +17,7 @@ const FloatRowKernels& float_row_kernels(Isa isa) {
   switch (isa) {
 #if defined(__x86_64__)
     case Isa::kAvx2:
+    case Isa::kAvxVnni:
       return avx2::kFloatRowKernels;
     case Isa::kAvx512:
     case Isa::kAvx512Vnni:

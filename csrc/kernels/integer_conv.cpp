@@ -18,6 +18,8 @@ std::shared_ptr<const PackedConv> pack_conv(Isa isa, const ConvSpec& spec, const
     case Isa::kAvx2:
     case Isa::kAvx512:
       return avx2::pack_conv(spec, weight);
+    case Isa::kAvxVnni:
+      return avx_vnni::pack_conv(spec, weight);
     case Isa::kAvx512Vnni:
       return avx512_vnni::pack_conv(spec, weight);
 #endif

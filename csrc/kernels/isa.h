@@ -9,13 +9,13 @@
 
 namespace torchquant::kernels {
 
-enum class Isa : int { kReference = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vnni = 3 };
+enum class Isa : int { kReference = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vnni = 3, kAvxVnni = 4 };
 
-// "reference", "avx2", "avx512", "avx512_vnni"
+// "reference", "avx2", "avx_vnni", "avx512", "avx512_vnni"
 TQ_API const char* isa_name(Isa isa);
 
 // Every instruction set that this library holds and this CPU runs, slowest first. AVX2 means AVX2 + FMA + F16C;
-// AVX-512 means F + BW + DQ + VL; AVX-512-VNNI adds the instruction that multiplies and adds four bytes.
+// AVX-512 means F + BW + DQ + VL; AVX-VNNI and AVX-512-VNNI add the instruction that multiplies and adds four bytes.
 TQ_API std::vector<Isa> available_isas();
 
 // The fastest available one, or the one that TORCHQUANT_ISA names (read at the first use). Throws std::runtime_error

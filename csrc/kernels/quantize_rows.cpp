@@ -17,6 +17,7 @@ QuantizeRow quantize_row(Isa isa) {
   switch (isa) {
 #if defined(__x86_64__)
     case Isa::kAvx2:
+    case Isa::kAvxVnni:
       return avx2::quantize_row;
     case Isa::kAvx512:
     case Isa::kAvx512Vnni:

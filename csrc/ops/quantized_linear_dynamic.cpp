@@ -24,7 +24,7 @@ void quantize_rows(const at::Tensor& x, int64_t rows, int64_t depth, const at::T
   uint8_t* target = codes.mutable_data_ptr<uint8_t>();
   float* scales = row_scale.mutable_data_ptr<float>();
   const int64_t pitch = codes_pitch(depth);
-  parallel_range(rows, depth / 4, [&](kernels::IndexRange range) {
+  parallel_range(rows, depth, [&](kernels::IndexRange range) {
     for (int64_t r = range.begin; r < range.end; ++r) scales[r] = quantize(data + r * depth, depth, target + r * pitch);
   });
 }

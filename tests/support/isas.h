@@ -34,6 +34,7 @@ inline std::vector<std::string> isas_of_this_machine() {
   };
   const bool avx2 = has_all({"avx2", "fma", "f16c"});
   if (avx2) names.push_back("avx2");
+  if (avx2 && has_all({"avx_vnni"})) names.push_back("avx_vnni");
   const bool avx512 = avx2 && has_all({"avx512f", "avx512bw", "avx512dq", "avx512vl"});
   if (avx512) names.push_back("avx512");
   if (avx512 && has_all({"avx512_vnni"})) names.push_back("avx512_vnni");

@@ -18,8 +18,8 @@ from torchquant.errors import first_line
 def doctor(as_json: bool) -> None:
     """Say what is installed, what it was built for and whether it works here.
 
-    Exits with 1 and one sentence for each problem found. TORCHQUANT_ISA=reference|avx2|avx512|avx512_vnni chooses the
-    CPU instruction set.
+    Exits with 1 and one sentence for each problem found. TORCHQUANT_ISA=reference|avx2|avx_vnni|avx512|avx512_vnni
+    chooses the CPU instruction set.
     """
     problems: list[str] = []
     facts = _facts(problems)

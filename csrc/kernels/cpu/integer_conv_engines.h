@@ -11,6 +11,9 @@ std::shared_ptr<const PackedConv> pack_conv(const ConvSpec& spec, const ConvWeig
 namespace avx2 {
 std::shared_ptr<const PackedConv> pack_conv(const ConvSpec& spec, const ConvWeight& weight);
 }
+namespace avx_vnni {
+std::shared_ptr<const PackedConv> pack_conv(const ConvSpec& spec, const ConvWeight& weight);
+}
 namespace avx512_vnni {
 std::shared_ptr<const PackedConv> pack_conv(const ConvSpec& spec, const ConvWeight& weight);
 }

@@ -1,6 +1,6 @@
-// The integer convolution engine for AVX512-VNNI: packs weights into panels, plans a layer as tiles x panels and drives
-// the tile kernels. Reached through kernels/integer_conv.h. Compiled without instruction-set flags: only the kernels
-// that it calls have them.
+// The integer convolution engine for AVX512-VNNI and AVX-VNNI: packs weights into panels, plans a layer as tiles x
+// panels and drives the tile kernels. Reached through kernels/integer_conv.h. Compiled without instruction-set flags:
+// only the kernels that it calls have them.
 #if defined(__x86_64__)
 
 #include <algorithm>
@@ -18,6 +18,32 @@
 namespace torchquant::kernels::avx512_vnni {
 namespace {
 
+// What the engine takes from an instruction set.
+struct Kernels {
+  const char* name;  // as receipts print it
+  int64_t tile_pixels;
+  bool joins_groups;    // has joined_kernels()
+  bool finishes_tiles;  // has kernels for every TileOutput, not for kAccumulators alone
+  const TileKernel* (*by_pixels)(bool signed_input, int64_t segment_steps, TileOutput output);
+  FinishTile finish_tile;
+};
+
+constexpr Kernels kAvx512Vnni{"avx512_vnni",
+                              kTilePixels,
+                              true,
+                              true,
+                              [](bool signed_input, int64_t segment_steps, TileOutput output) {
+                                return tile_kernels(signed_input, segment_steps, output).data();
+                              },
+                              avx512::finish_tile};
+constexpr Kernels kAvxVnni{
+    "avx_vnni",
+    avx_vnni::kTilePixels,
+    false,
+    false,
+    [](bool signed_input, int64_t, TileOutput) { return avx_vnni::tile_kernels(signed_input).data(); },
+    avx2::finish_tile};
+
 // Whether 16 lanes hold whole groups whose inputs fit into one register: then a panel of several groups wastes nothing.
 bool joins_groups(const ConvSpec& spec) {
   return spec.groups > 1 && 16 % group_outputs(spec) == 0 && group_inputs(spec) % 4 == 0 &&
@@ -26,8 +52,12 @@ bool joins_groups(const ConvSpec& spec) {
 
 class Weight final : public PackedConv {
  public:
-  Weight(const ConvSpec& spec, const ConvWeight& weight)
-      : spec_(spec), panels_(list_panels(spec, joins_groups(spec))), phases_(conv_phases(spec)) {
+  Weight(const Kernels& kernels, const ConvSpec& spec, const ConvWeight& weight)
+      : kernels_(kernels),
+        spec_(spec),
+        joined_(kernels.joins_groups && joins_groups(spec)),
+        panels_(list_panels(spec, joined_)),
+        phases_(conv_phases(spec)) {
     for (const ConvPhase& phase : phases_) packed_.push_back(pack_phase(spec, phase, panels_, weight));
   }
 
@@ -39,7 +69,7 @@ class Weight final : public PackedConv {
     }
     return total;
   }
-  const char* kernel() const override { return "avx512_vnni"; }
+  const char* kernel() const override { return kernels_.name; }
   std::shared_ptr<const ConvPlan> plan(const ConvProblem& problem) const override;
 
   Border input_border(const ImageLayout& in, const ImageLayout& out) const override {
@@ -49,7 +79,7 @@ class Weight final : public PackedConv {
       border.tail_bytes = std::max(border.tail_bytes, 4 * stepped(wanted).steps_each - wanted.bytes);
     }
     // Both halves of a panel are read, even where the last one has channels for half of it only.
-    if (joins_groups(spec_)) border.tail_bytes = 2 * kJoinedBytes;
+    if (joined_) border.tail_bytes = 2 * kJoinedBytes;
     return border;
   }
 
@@ -58,17 +88,30 @@ class Weight final : public PackedConv {
     return rows ? row_segments(spec_) : tap_segments(spec_, phase);
   }
 
+  const Kernels& kernels() const { return kernels_; }
   const ConvSpec& spec() const { return spec_; }
+  bool joined() const { return joined_; }  // whether panels hold several groups
   const std::vector<Panel>& panels() const { return panels_; }
   const std::vector<ConvPhase>& phases() const { return phases_; }
   const std::vector<PhasePanels>& packed() const { return packed_; }
 
  private:
+  const Kernels& kernels_;
   ConvSpec spec_;
+  bool joined_;
   std::vector<Panel> panels_;
   std::vector<ConvPhase> phases_;
   std::vector<PhasePanels> packed_;  // of each phase
 };
+
+// Tiles that together fetch all of the panel that comes next into L2.
+constexpr int64_t kFetchingTiles = 4;
+// How far ahead of their use weights are fetched into L1 where a panel has fewer tiles: they come from beyond L2.
+constexpr int64_t kAheadBeyondL2 = 16384;
+
+// Pixels that lie a multiple of this apart share one set of L1, which has 8 to 12 places: a full tile of them would
+// push its own inputs out at every step, so their tiles have half the pixels.
+constexpr int64_t kSameSetBytes = 4096;
 
 // A phase, cut for this image, with the weights and constants that its tiles use.
 struct PlannedPhase {
@@ -88,11 +131,13 @@ class Plan final : public ConvPlan {
         multiplier_(spread_channels(problem.epilogue.multiplier, weight_->panels())),
         bias_(spread_channels(problem.epilogue.bias, weight_->panels())),
         signed_input_(problem.x_type == ElementType::kInt8),
-        joined_(joins_groups(weight_->spec())),
+        joined_(weight_->joined()),
         out_size_(problem.epilogue.output.type == ElementType::kFloat32 ? 4 : 1) {
     for (size_t i = 0; i < weight_->phases().size(); ++i) add_phase(weight_->phases()[i], weight_->packed()[i]);
     const OutputSpec& output = problem.epilogue.output;
-    if (output.type == ElementType::kFloat32) {
+    if (!weight_->kernels().finishes_tiles) {
+      direct_output_ = TileOutput::kAccumulators;
+    } else if (output.type == ElementType::kFloat32) {
       direct_ = output.activation.kind == numerics::Activation::kNone && !problem.residual;
       direct_output_ = TileOutput::kFloats;
     } else {
@@ -141,7 +186,7 @@ class Plan final : public ConvPlan {
     const ConvSpec& spec = weight_->spec();
     const Segments segments = weight_->segments(phase, problem_.in);
     const SteppedSegments steps = stepped(segments);
-    PlannedPhase planned{tile_phase(phase, problem_, joined_ ? kJoinedPixels : kTilePixels),
+    PlannedPhase planned{tile_phase(phase, problem_, tile_pixels(phase)),
                          segment_offsets(segments, phase, problem_.in),
                          steps,
                          packed.weight.get(),
@@ -161,6 +206,12 @@ class Plan final : public ConvPlan {
     phases_.push_back(std::move(planned));
   }
 
+  int64_t tile_pixels(const ConvPhase& phase) const {
+    if (joined_) return kJoinedPixels;
+    const int64_t most = weight_->kernels().tile_pixels;
+    return phase.width.in_step * problem_.in.pixel_pitch % kSameSetBytes == 0 ? most / 2 : most;
+  }
+
   void list_lane_inputs() {
     const ConvSpec& spec = weight_->spec();
     for (int64_t step = 0; step < group_inputs(spec) / 4; ++step) {
@@ -173,7 +224,7 @@ class Plan final : public ConvPlan {
 
   const TileKernel* kernels(const PlannedPhase& phase, TileOutput output) const {
     if (joined_) return joined_kernels(output).data();
-    return tile_kernels(signed_input_, phase.segments.steps_each, output).data();
+    return weight_->kernels().by_pixels(signed_input_, phase.segments.steps_each, output);
   }
 
   // Largest |v| that the layer can reach before rounding.
@@ -236,6 +287,7 @@ class Plan::Runner {
 
   // `later`: weights that are needed when the part is done.
   void run(const ConvPart& part, const MemorySpan& later) {
+    args_.weight_ahead = part.tiles.end - part.tiles.begin < kFetchingTiles ? kAheadBeyondL2 : kAheadInL2;
     for (int64_t p = part.panels.begin; p < part.panels.end; ++p) {
       start_panel(p);
       ahead_ = p + 1 < part.panels.end ? panel_span(phase_, p + 1) : later;
@@ -273,7 +325,7 @@ class Plan::Runner {
     const bool useful = ahead_.begin < ahead_.end;
     args_.prefetch = useful ? ahead_.begin : reinterpret_cast<const char*>(args_.weight);
     args_.prefetch_step = useful ? kStepBytes : 0;
-    if (useful) ahead_.begin += panel_bytes_ / 4;
+    if (useful) ahead_.begin += panel_bytes_ / kFetchingTiles;
   }
 
   void compute(int64_t p) {
@@ -294,9 +346,10 @@ class Plan::Runner {
     for (int run = 0; run < 2; ++run) {
       Residual residual = plan_.problem_.epilogue.residual;
       residual.data = residual_ == nullptr ? nullptr : args_.residual[run];
-      avx512::finish_tile({accumulators_ + run * first * kTileChannels, run == 0 ? first : tile_->pixels - first,
-                           panel.channels, args_.multiplier, args_.bias, args_.row_scale[run], residual,
-                           args_.residual_step, &plan_.problem_.epilogue.output, args_.out[run], args_.out_step});
+      plan_.weight_->kernels().finish_tile({accumulators_ + run * first * kTileChannels,
+                                            run == 0 ? first : tile_->pixels - first, panel.channels, args_.multiplier,
+                                            args_.bias, args_.row_scale[run], residual, args_.residual_step,
+                                            &plan_.problem_.epilogue.output, args_.out[run], args_.out_step});
     }
   }
 
@@ -333,9 +386,20 @@ std::shared_ptr<const ConvPlan> Weight::plan(const ConvProblem& problem) const {
 
 std::shared_ptr<const PackedConv> pack_conv(const ConvSpec& spec, const ConvWeight& weight) {
   if (is_depthwise(spec)) return pack_depthwise(spec, weight);
-  return std::make_shared<Weight>(spec, weight);
+  return std::make_shared<Weight>(kAvx512Vnni, spec, weight);
 }
 
 }  // namespace torchquant::kernels::avx512_vnni
+
+namespace torchquant::kernels::avx_vnni {
+
+// Four inputs of one channel do not lie side by side, so depthwise convolutions have nothing to give to the
+// instruction.
+std::shared_ptr<const PackedConv> pack_conv(const ConvSpec& spec, const ConvWeight& weight) {
+  if (is_depthwise(spec)) return avx2::pack_conv(spec, weight);
+  return std::make_shared<avx512_vnni::Weight>(avx512_vnni::kAvxVnni, spec, weight);
+}
+
+}  // namespace torchquant::kernels::avx_vnni
 
 #endif  // defined(__x86_64__)

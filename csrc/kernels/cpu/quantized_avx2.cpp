@@ -1,4 +1,5 @@
-// The table of integer kernels for AVX2, compiled with its flags. Reached through kernels/quantized_kernels.h.
+// The tables of integer kernels for AVX2 and AVX-VNNI, compiled with the flags of the first. Reached through
+// kernels/quantized_kernels.h.
 #include "kernels/cpu/attention_vector.h"
 #include "kernels/cpu/bytes_avx2.h"
 #include "kernels/cpu/quantized_image_vector.h"
@@ -11,9 +12,9 @@
 namespace torchquant::kernels::avx2 {
 namespace {
 
-consteval QuantizedKernels make_table() {
+consteval QuantizedKernels make_table(const char* name) {
   using Lookup = QuantizedLookupVector<ShuffledTable<Bytes>>;
-  QuantizedKernels table = reference::make_quantized_table("avx2");
+  QuantizedKernels table = reference::make_quantized_table(name);
   QuantizedPointwiseVector<Vector>::fill(table);
   QuantizedPoolVector<Vector, Bytes>::fill(table);
   QuantizedImageVector<Vector, Bytes>::fill(table);
@@ -27,6 +28,14 @@ consteval QuantizedKernels make_table() {
 }  // namespace
 
 extern const QuantizedKernels quantized_table;
-constinit const QuantizedKernels quantized_table = make_table();
+constinit const QuantizedKernels quantized_table = make_table("avx2");
 
 }  // namespace torchquant::kernels::avx2
+
+// Its own instruction serves only the engine of kernels/integer_conv.h.
+namespace torchquant::kernels::avx_vnni {
+
+extern const QuantizedKernels quantized_table;
+constinit const QuantizedKernels quantized_table = avx2::make_table("avx_vnni");
+
+}  // namespace torchquant::kernels::avx_vnni

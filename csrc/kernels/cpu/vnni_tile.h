@@ -1,5 +1,6 @@
-// The tile kernel of the AVX512-VNNI convolution engine: up to 14 output pixels x 32 output channels. Called by
-// integer_conv_avx512_vnni.cpp; defined in vnni_tile_avx512_vnni.cpp, whose functions a test checks for spills.
+// The tile kernels of the VNNI convolution engine: up to 14 output pixels x 32 output channels. Called by
+// integer_conv_vnni.cpp; defined in vnni_tile_avx512_vnni.cpp and vnni_tile_avx_vnni.cpp, whose functions a test checks
+// for spills.
 #pragma once
 
 #include <array>
@@ -11,6 +12,9 @@ inline constexpr int64_t kTilePixels = 14;
 inline constexpr int64_t kTileChannels = 32;
 // Weights of one panel for one step: four input channels of 32 output channels.
 inline constexpr int64_t kStepBytes = 4 * kTileChannels;
+
+// The distance that covers the latency of L2, where weights mostly wait, at the speed of the loop.
+inline constexpr int64_t kAheadInL2 = 1024;
 
 // From a scaled value to a code: everything after the rounding happens on integers, so that one set of vectors serves
 // every output type and every clamp. Codes are biased by 128 where they are signed, and flipped back at the end.
@@ -25,13 +29,14 @@ struct CodeVectors {
 struct TileArgs {
   const uint8_t* x[2];
   int64_t x_step;
-  const int64_t* segments;  // where each contiguous piece of a pixel's inputs starts, in bytes from x
-  int64_t segment_count;    // at least 1
-  int64_t segment_steps;    // its bytes / 4; at least 1
-  const int8_t* weight;     // [segment_count * segment_steps][32][4]
-  const char* prefetch;     // weights that will be needed next
-  int64_t prefetch_step;    // bytes to move on per 16 bytes of input
-  const int32_t* start;     // what the accumulators start with, per channel
+  const int64_t* segments;            // where each contiguous piece of a pixel's inputs starts, in bytes from x
+  int64_t segment_count;              // at least 1
+  int64_t segment_steps;              // its bytes / 4; at least 1
+  const int8_t* weight;               // [segment_count * segment_steps][32][4]
+  int64_t weight_ahead = kAheadInL2;  // bytes by which weights are fetched into L1 before they are used
+  const char* prefetch;               // weights that will be needed next
+  int64_t prefetch_step;              // bytes to move on per 16 bytes of input
+  const int32_t* start;               // what the accumulators start with, per channel
   const float* multiplier;
   const float* bias;
   const CodeVectors* codes;
@@ -74,3 +79,13 @@ using JoinedKernels = std::array<TileKernel, kJoinedPixels>;
 const JoinedKernels& joined_kernels(TileOutput output);
 
 }  // namespace torchquant::kernels::avx512_vnni
+
+namespace torchquant::kernels::avx_vnni {
+
+inline constexpr int64_t kTilePixels = 12;
+
+// The same for AVX-VNNI, on the same weights; entry i computes i + 1 pixels. They write accumulators only.
+using TileKernels = std::array<avx512_vnni::TileKernel, kTilePixels>;
+const TileKernels& tile_kernels(bool signed_input);
+
+}  // namespace torchquant::kernels::avx_vnni

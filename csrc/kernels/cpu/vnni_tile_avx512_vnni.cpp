@@ -17,8 +17,6 @@
 namespace torchquant::kernels::avx512_vnni {
 namespace {
 
-// Weights are read this far ahead into L1: about the latency of L2 at the speed of the loop.
-constexpr int64_t kWeightsAhead = 1024;
 // Steps that the loop is unrolled by where the segments allow it.
 constexpr int kMostSteps = 4;
 
@@ -64,14 +62,14 @@ struct Run {
 
 template <int kPixels, bool kSigned, int kSteps>
 TQ_HOST_DEVICE void multiply(__m512i (&acc)[kPixels][2], const Cursor& x, int64_t step, int64_t step3,
-                             const int8_t* weight) {
+                             const int8_t* weight, int64_t ahead) {
   using Runs = Run<kPixels>;
 #pragma GCC unroll 4
   for (int u = 0; u < kSteps; ++u) {
     const __m512i w0 = _mm512_load_si512(weight + u * kStepBytes);
     const __m512i w1 = _mm512_load_si512(weight + u * kStepBytes + 64);
-    _mm_prefetch(reinterpret_cast<const char*>(weight) + u * kStepBytes + kWeightsAhead, _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(weight) + u * kStepBytes + 64 + kWeightsAhead, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(weight) + ahead + u * kStepBytes, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(weight) + ahead + u * kStepBytes + 64, _MM_HINT_T0);
 #pragma GCC unroll 14
     for (int p = 0; p < kPixels; ++p) {
       const int place = Runs::place(p);
@@ -91,6 +89,7 @@ TQ_HOST_DEVICE void accumulate(__m512i (&acc)[kPixels][2], const TileArgs& args)
   int64_t step = args.x_step;
   int64_t step3 = 3 * step;
   const int8_t* weight = args.weight;
+  int64_t ahead = args.weight_ahead;
   const char* prefetch = args.prefetch;
   const int64_t* segment = args.segments;
   const int64_t* const last = segment + args.segment_count;
@@ -100,7 +99,7 @@ TQ_HOST_DEVICE void accumulate(__m512i (&acc)[kPixels][2], const TileArgs& args)
     Cursor x{{x0, x0 + 4 * step, x1, x1 + 4 * step}};
     int64_t n = args.segment_steps;
     do {
-      multiply<kPixels, kSigned, kSteps>(acc, x, step, step3, weight);
+      multiply<kPixels, kSigned, kSteps>(acc, x, step, step3, weight, ahead);
       if constexpr (kSteps == kMostSteps) {
         _mm_prefetch(prefetch, _MM_HINT_T1);
         _mm_prefetch(prefetch + 64, _MM_HINT_T1);
@@ -111,7 +110,7 @@ TQ_HOST_DEVICE void accumulate(__m512i (&acc)[kPixels][2], const TileArgs& args)
       // Keeps GCC from turning the pointers into one index plus fourteen spilled offsets.
       asm volatile(""
                    : "+r"(x.base[0]), "+r"(x.base[1]), "+r"(x.base[2]), "+r"(x.base[3]), "+r"(weight), "+r"(step),
-                     "+r"(step3));
+                     "+r"(step3), "+r"(ahead));
       n -= kSteps;
     } while (n != 0);
   } while (++segment != last);

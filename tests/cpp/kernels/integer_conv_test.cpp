@@ -49,9 +49,10 @@ struct Layer {
 
 std::string describe(const Layer& l) {
   std::ostringstream s;
-  s << test::describe_shape(l) << ", x type " << static_cast<int>(l.x_type) << ", out type " << static_cast<int>(l.out_type)
-    << ", residual " << l.residual << ", activation " << static_cast<int>(l.activation.kind) << ", pitch +"
-    << l.extra_channels << ", border +" << l.extra_border << ", threads " << l.threads;
+  s << test::describe_shape(l) << ", x type " << static_cast<int>(l.x_type) << ", out type "
+    << static_cast<int>(l.out_type) << ", residual " << l.residual << ", activation "
+    << static_cast<int>(l.activation.kind) << ", pitch +" << l.extra_channels << ", border +" << l.extra_border
+    << ", threads " << l.threads;
   return s.str();
 }
 
@@ -648,6 +649,20 @@ TEST_P(IntegerConv, TasksInAnyOrderOnSeveralThreads) {
     layer.threads = threads;
     agrees(layer, {threads});
   }
+}
+
+// Pixels a multiple of 4096 bytes apart, which share one set of the first-level cache and get tiles of their own size.
+TEST_P(IntegerConv, PixelsInOneSetOfTheCache) {
+  for (const int64_t rows : {1, 5, 6, 7, 8, 12, 13, 14, 15, 29}) {
+    agrees(linear(rows, 4096, 33));
+    Layer pitched = linear(rows, 100, 36);
+    pitched.extra_channels = 4096 - 100;
+    pitched.residual = true;
+    agrees(pitched);
+  }
+  Layer strided{{2048, 40, 1, false, axis(1, 2), axis(1, 2)}};
+  strided.height = strided.width = 9;
+  agrees(strided);
 }
 
 // Images larger than the second-level cache of most processors.
