@@ -34,10 +34,11 @@ bench: build  ## compare whole networks with other systems (about an hour)
 	@$(BOOTSTRAP) peers
 	@PYTHONPATH="$(CURDIR)" $(PYTHON) benchmarks/peers/run.py
 
-bench-kernels: build  ## run the C++ benchmarks of single kernels
+bench-kernels: build  ## run the C++ benchmarks of single kernels; those of the integer engine go into benchmarks/results/
 	@$(BOOTSTRAP) bench
 	@$(PYTHON) scripts/cmake_build.py benchmarks
-	@for program in $(BUILD_DIR)/benchmarks/*_bench; do $$program || exit 1; done
+	@PYTHONPATH="$(CURDIR)" $(PYTHON) benchmarks/kernels.py $(BUILD_DIR)/benchmarks/integer_conv_bench
+	@for program in $(BUILD_DIR)/benchmarks/*_bench; do [ $${program##*/} = integer_conv_bench ] || $$program || exit 1; done
 
 zoo: build  ## convert every network of torchvision and transformers (hours; goes on where it stopped)
 	@$(BOOTSTRAP) peers

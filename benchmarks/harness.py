@@ -58,10 +58,13 @@ class PeerProcesses:
 
     `peers` maps a name to (make_burst, arguments); make_burst(*arguments) is called once in the child and returns a
     function without arguments whose result, one per burst, must be picklable. A peer that fails ends the run, unless
-    `on_failure(name, text)` is given: then that peer is left out.
+    `on_failure(name, text)` is given: then that peer is left out. To be longer than `time_limit` seconds in getting ready
+    is to fail. `say(text)` hears what is being done.
     """
 
-    def __init__(self, peers, on_failure=None):
+    def __init__(self, peers, on_failure=None, time_limit=None, say=lambda text: None):
+        self._time_limit = time_limit
+        self._say = say
         self._context = multiprocessing.get_context("spawn")
         self._peers = peers
         self._running = {}
@@ -74,13 +77,15 @@ class PeerProcesses:
             process.start()
             theirs.close()
             self._running[name] = (process, ours)
+            self._say(f"{name} gets ready")
             try:
-                self._receive(name)  # one at a time: a peer that warms up while another does would disturb it
+                self._receive(name, self._time_limit)  # one at a time: a peer that warms up while another does would disturb it
             except RuntimeError as error:
-                if self._on_failure is None:
-                    raise
                 del self._running[name]
                 process.terminate()
+                if self._on_failure is None:
+                    self.__exit__()
+                    raise
                 self._on_failure(name, str(error))
         return self
 
@@ -90,9 +95,12 @@ class PeerProcesses:
             process.join(timeout=10)
             process.terminate()
 
-    def _receive(self, name):
+    def _receive(self, name, time_limit=None):
+        connection = self._running[name][1]
         try:
-            kind, value = self._running[name][1].recv()
+            if not connection.poll(time_limit):
+                raise RuntimeError(f"peer {name} was not ready after {time_limit:g} s")
+            kind, value = connection.recv()
         except EOFError:
             raise RuntimeError(f"peer {name} ended without an answer") from None
         if kind == "error":
@@ -102,7 +110,8 @@ class PeerProcesses:
     def alternate(self, rounds: int):
         """One burst of every peer in turn, `rounds` times: {name: [result of each burst]}."""
         results = {name: [] for name in self._running}
-        for _ in range(rounds):
+        for turn in range(rounds):
+            self._say(f"round {turn + 1} of {rounds}")
             for name, (_, connection) in self._running.items():
                 connection.send(True)
                 results[name].append(self._receive(name))

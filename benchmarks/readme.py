@@ -1,13 +1,15 @@
-"""Draws the README's tables from benchmarks/results/*.json, so that every number in it is one that a command prints.
+"""Draws the tables of README.md and docs/performance.md from benchmarks/results/*.json, so that every number there is one that a command
+prints.
 
-    python benchmarks/readme.py            # rewrite README.md
-    python benchmarks/readme.py --check    # exit 1 if README.md is not what the results say
+    python benchmarks/readme.py            # rewrite both
+    python benchmarks/readme.py --check    # exit 1 if one is not what the results say
 """
 
 from __future__ import annotations
 
 import json
 import pathlib
+import statistics
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -86,22 +88,129 @@ def peers_section() -> str:
     )
 
 
-def render() -> str:
-    return "\n".join([fake_quantize_section(), qat_step_section(), layer_agreement_section(), peers_section()])
+def ratio_of_rounds(over: list[float], under: list[float]) -> float:
+    """Median of over / under, each taken within one round: shared machines change speed from round to round."""
+    return statistics.median(a / b for a, b in zip(over, under))
+
+
+LINEAR_SYSTEMS = {"torch_ao_dynamic": "torch.ao dynamic", "torchao_dynamic_w8a8": "torchao W8A8, compiled", "torch_fp32": "torch fp32"}
+
+
+def linear_section() -> str:
+    result = read("linear")
+    times = {(row["system"], row["m"]): row for row in result["rows"]}
+
+    def cell(system: str, m: int) -> str:
+        if (system, m) not in times:
+            return ""
+        row = times[system, m]
+        return f"{row['median_us']:,.0f} µs ({ratio_of_rounds(row['us_of_rounds'], times['torchquant_dynamic', m]['us_of_rounds']):.2f}×)"
+
+    dynamic = [row for row in result["rows"] if row["system"] == "torchquant_dynamic"]
+    rows = [(row["m"], f"{row['median_us']:,.0f} µs", *(cell(system, row["m"]) for system in LINEAR_SYSTEMS)) for row in dynamic]
+    decode = []
+    for bits in ("int4", "int8"):
+        ours, plain = times[f"torchquant_{bits}", 1], times[f"plain_read_{bits}", 1]
+        decode.append(f"{bits} {ours['median_us']:.0f} µs, {100 * ratio_of_rounds(plain['us_of_rounds'], ours['us_of_rounds']):.0f} % of a plain read's rate")
+    missing = "".join(f" {LINEAR_SYSTEMS.get(name, name)}: {why}." for name, why in result["setup"]["left_out"].items())
+    return (
+        f"**One linear layer of {dynamic[0]['n']} × {dynamic[0]['k']}, dynamic int8**, by number of rows; in brackets the other's time over ours "
+        f"({where(result)}):\n\n"
+        + markdown(("rows", "TorchQuant", *LINEAR_SYSTEMS.values()), rows)
+        + f"\nThe same layer weight-only, one row, cold weights: {'; '.join(decode)}.{missing}\n"
+    )
+
+
+# What whole networks have to reach: at least so many times the speed of the fastest other int8 system, and of torch's fastest fp32.
+INT8_BARS = {("resnet50", 1): 1.15}
+FP32_BAR = 3.5
+
+
+def network_bars_section() -> str:
+    result = read("peers")
+    rows = []
+    for row in result["rows"]:
+        rounds = {name: system["median_ms_of_rounds"] for name, system in row["systems"].items()}
+
+        def fastest(wanted, systems=row["systems"]) -> str:
+            return min((name for name in systems if wanted(name)), key=lambda name: systems[name]["median_ms"])
+
+        ours = fastest(lambda name: name.startswith("torchquant"))
+        int8 = fastest(lambda name: not name.startswith("torchquant") and not name.endswith("fp32"))
+        fp32 = fastest(lambda name: name.endswith("fp32"))
+        cells = [f"{ratio_of_rounds(rounds[other], rounds[ours]):.2f}× {other}" for other in (int8, fp32)]
+        rows.append((row["network"], row["batch"], f"{INT8_BARS.get((row['network'], row['batch']), 1.0):.2f}×", cells[0], f"{FP32_BAR}×", cells[1]))
+    return "**Whole networks**, how many times as fast as the fastest other int8 system, and as torch's fastest fp32 that was measured:\n\n" + markdown(
+        ("network", "batch", "bar", "reached", "bar", "reached"), rows
+    )
+
+
+def vnni_rate() -> float:
+    """Multiply-adds a second of one thread, as benchmarks/kernels.py measured it."""
+    rows = [row for row in read("kernels")["rows"] if row["isa"] == "avx512_vnni" and row["threads"] == 1]
+    return 1e9 * statistics.median(row["gmac_per_s"] / row["of_peak"] for row in rows)
+
+
+def linear_bounds_section() -> str:
+    result = read("linear")
+    times = {(row["system"], row["m"]): row["median_us"] for row in result["rows"]}
+    rate = result["threads"] * vnni_rate()
+    rows = []
+    for row in result["rows"]:
+        if row["system"] != "torchquant_dynamic":
+            continue
+        least = max(1e6 * row["m"] * row["n"] * row["k"] / rate, times["plain_read_dynamic", 1])
+        torch_ao = times["torch_ao_dynamic", row["m"]]
+        rows.append((row["m"], f"{least:,.0f} µs", f"{row['median_us']:,.0f} µs", f"{100 * least / row['median_us']:.0f} %",
+                     f"{torch_ao:,.0f} µs", f"{torch_ao / least:.2f}×"))  # fmt: skip
+    return (
+        "**The same layer against what the machine allows**: the larger of the time that its multiply-adds take at the VNNI rate of all threads and "
+        "the time of a plain read of its weights; the last column is the most by which anyone could be faster than torch.ao:\n\n"
+        + markdown(("rows", "least", "TorchQuant", "share", "torch.ao dynamic", "of the least"), rows)
+    )
+
+
+def kernels_section() -> str:
+    result = read("kernels")
+    isas = list(dict.fromkeys(row["isa"] for row in result["rows"]))
+    layers = dict.fromkeys((row["layer"], row["threads"]) for row in result["rows"])
+    cells = {(row["layer"], row["threads"], row["isa"]): row for row in result["rows"]}
+
+    def cell(layer: str, threads: int, isa: str) -> str:
+        row = cells[layer, threads, isa]
+        return f"{row['us']:,.0f} µs" + (f", {100 * row['of_peak']:.0f} %" if "of_peak" in row else "")
+
+    rows = [(layer, threads, *(cell(layer, threads, isa) for isa in isas)) for layer, threads in layers]
+    return (
+        "**Single layers**, time and share of the VNNI rate that the same run measured (for AVX2, which lacks the instruction, of the machine's) "
+        f"({result['cpu']}; `make bench-kernels`):\n\n" + markdown(("layer", "threads", *isas), rows)
+    )
+
+
+DOCUMENTS = {
+    "README.md": (fake_quantize_section, qat_step_section, layer_agreement_section, peers_section, linear_section),
+    "docs/performance.md": (network_bars_section, linear_section, linear_bounds_section, kernels_section),
+}
+
+
+def redrawn(text: str, sections) -> str:
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return before + BEGIN + "\n".join(section() for section in sections) + END + after
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    text = path.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    updated = before + BEGIN + render() + END + after
-    if "--check" in sys.argv[1:]:
-        if updated != text:
-            print("README.md is not what benchmarks/results/ says; run: python benchmarks/readme.py")
-        return int(updated != text)
-    path.write_text(updated)
-    return 0
+    stale = 0
+    for name, sections in DOCUMENTS.items():
+        path = ROOT / name
+        text = path.read_text()
+        updated = redrawn(text, sections)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(updated)
+        elif updated != text:
+            print(f"{name} is not what benchmarks/results/ says; run: python benchmarks/readme.py")
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

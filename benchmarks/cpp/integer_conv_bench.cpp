@@ -1,7 +1,7 @@
-// Speed of the integer convolution engine on the layers of ResNet-50 and BERT-base, and on depthwise, grouped and
-// transposed ones: multiply-adds per second, and their share of what the VNNI instruction reaches on this machine in
-// the same run ("of_peak"). ResNet50 runs all 54 layers in a row with weights of their own, as cold as in a network,
-// and shares each layer's tasks among threads.
+// Speed of the integer convolution engine on the layers of ResNet-50 and BERT-base, on depthwise and grouped ones, and
+// on linear layers of 4096 x 4096: multiply-adds per second, and their share of what the VNNI instruction reaches on
+// this machine in the same run ("of_peak"). ResNet50 runs all 54 layers in a row with weights of their own, as cold as
+// in a network, and shares each layer's tasks among threads. benchmarks/kernels.py runs it and keeps the result.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -34,6 +34,7 @@ struct Shape {
   int64_t width;
   bool residual = false;
   int64_t groups = 1;
+  int64_t pixel_gap = 0;  // bytes between the inputs of two pixels
 };
 
 const std::vector<Shape>& resnet50_shapes() {
@@ -73,6 +74,13 @@ const std::vector<Shape>& other_shapes() {
       {"BERT 768>768, 128 tokens", 0, 1, 1, 768, 768, 1, 128},
       {"BERT 768>3072, 128 tokens", 0, 1, 1, 768, 3072, 1, 128},
       {"BERT 3072>768, 128 tokens", 0, 1, 1, 3072, 768, 1, 128},
+      {"linear 4096>4096, 1 row", 0, 1, 1, 4096, 4096, 1, 1},
+      {"linear 4096>4096, 16 rows", 0, 1, 1, 4096, 4096, 1, 16},
+      {"linear 4096>4096, 16 rows an odd number of lines apart", 0, 1, 1, 4096, 4096, 1, 16, false, 1, 64},
+      {"linear 4096>4096, 128 rows", 0, 1, 1, 4096, 4096, 1, 128},
+      {"linear 4096>4096, 128 rows an odd number of lines apart", 0, 1, 1, 4096, 4096, 1, 128, false, 1, 64},
+      {"linear 4096>4096, 512 rows", 0, 1, 1, 4096, 4096, 1, 512},
+      {"linear 4096>4096, 512 rows an odd number of lines apart", 0, 1, 1, 4096, 4096, 1, 512, false, 1, 64},
       {"depthwise 3x3 32 @112", 0, 3, 1, 32, 32, 112, 112, false, 32},
       {"depthwise 3x3 144 @56", 0, 3, 1, 144, 144, 56, 56, false, 144},
       {"depthwise 3x3s2 144 @28", 0, 3, 2, 144, 144, 28, 28, false, 144},
@@ -90,30 +98,41 @@ const std::vector<Shape>& other_shapes() {
   return shapes;
 }
 
-// What one thread reaches with the bare instruction, in multiply-adds per second; 0 where there is none.
-double vnni_peak() {
-#if defined(__x86_64__)
+bool has(Isa isa) {
   const auto isas = kernels::available_isas();
-  if (std::find(isas.begin(), isas.end(), Isa::kAvx512Vnni) == isas.end()) return 0.0;
+  return std::find(isas.begin(), isas.end(), isa) != isas.end();
+}
+
+// `products`: of one instruction.
+template <typename Dots>
+double products_per_second(int64_t products, Dots twelve_dots) {
   constexpr int64_t kRounds = 100000;
   double best = 0.0;
   for (int trial = 0; trial < 5; ++trial) {
     const auto start = std::chrono::steady_clock::now();
-    for (int64_t i = 0; i < kRounds; ++i) {
-#define TQ_DOT(n) "vpdpbusd %%zmm30, %%zmm31, %%zmm" #n "\n"
-      asm volatile(TQ_DOT(0) TQ_DOT(1) TQ_DOT(2) TQ_DOT(3) TQ_DOT(4) TQ_DOT(5) TQ_DOT(6) TQ_DOT(7) TQ_DOT(8) TQ_DOT(9)
-                       TQ_DOT(10) TQ_DOT(11)::
-                           : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
-                             "xmm11");
-#undef TQ_DOT
-    }
+    for (int64_t i = 0; i < kRounds; ++i) twelve_dots();
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    best = std::max(best, kRounds * 12 * 64 / seconds.count());
+    best = std::max(best, static_cast<double>(kRounds * 12 * products) / seconds.count());
   }
   return best;
-#else
-  return 0.0;
+}
+
+// What one thread reaches with the bare instruction, in multiply-adds per second: that of the instruction set itself,
+// or of the machine where the set has none; 0 where the machine has none.
+double vnni_peak(Isa isa) {
+#if defined(__x86_64__)
+#define TQ_TWELVE(DOT) DOT(0) DOT(1) DOT(2) DOT(3) DOT(4) DOT(5) DOT(6) DOT(7) DOT(8) DOT(9) DOT(10) DOT(11)
+#define TQ_CLOBBERED "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11"
+#define TQ_DOT256(n) "%{vex%} vpdpbusd %%ymm14, %%ymm15, %%ymm" #n "\n"
+#define TQ_DOT512(n) "vpdpbusd %%zmm30, %%zmm31, %%zmm" #n "\n"
+  if (isa == Isa::kAvxVnni) return products_per_second(32, [] { asm volatile(TQ_TWELVE(TQ_DOT256)::: TQ_CLOBBERED); });
+  if (has(Isa::kAvx512Vnni)) return products_per_second(64, [] { asm volatile(TQ_TWELVE(TQ_DOT512)::: TQ_CLOBBERED); });
+#undef TQ_DOT512
+#undef TQ_DOT256
+#undef TQ_CLOBBERED
+#undef TQ_TWELVE
 #endif
+  return 0.0;
 }
 
 // Where layers keep their images. The layers of a network take turns with the same three, as in an arena: what one has
@@ -122,14 +141,16 @@ class Images {
  public:
   uint8_t* at(int64_t index, int64_t bytes) {
     std::vector<uint8_t>& buffer = buffers_[index % 3];
-    for (size_t i = buffer.size(); i < static_cast<size_t>(kBytes); ++i) {
+    if (bytes > kBytes) throw std::length_error("an image is larger than the buffers");
+    buffer.reserve(kBytes);  // so that it stays where it is
+    while (static_cast<int64_t>(buffer.size()) < bytes) {
       buffer.push_back(static_cast<uint8_t>(random_.integer(0, 255)));
     }
-    return bytes <= kBytes ? buffer.data() : throw std::length_error("an image is larger than the buffers");
+    return buffer.data();
   }
 
  private:
-  static constexpr int64_t kBytes = int64_t{5} << 18;
+  static constexpr int64_t kBytes = int64_t{9} << 18;
   std::vector<uint8_t> buffers_[3];
   Random random_{9};
 };
@@ -157,7 +178,7 @@ class Layer {
 
     const kernels::ImageLayout out = kernels::dense_image(shape.height, shape.width, shape.out_channels);
     kernels::ImageLayout in = kernels::dense_image(shape.height == 1 ? 1 : shape.height * shape.stride,
-                                                   shape.width * shape.stride, shape.in_channels);
+                                                   shape.width * shape.stride, shape.in_channels + shape.pixel_gap);
     kernels::ConvProblem problem{1,
                                  in,
                                  out,
@@ -202,7 +223,7 @@ void report(benchmark::State& state, double macs, double peak) {
 void bench_layer(benchmark::State& state, const Shape& shape, Isa isa) {
   Images images;
   const Layer layer(shape, isa, 1, images, 0);
-  const double peak = vnni_peak();
+  const double peak = vnni_peak(isa);
   for (auto _ : state) layer.run({0, layer.tasks()});
   report(state, layer.macs(), peak);
 }
@@ -237,7 +258,7 @@ void bench_resnet50(benchmark::State& state, Isa isa, int threads) {
       macs += layers.back().macs();
     }
   }
-  const double peak = vnni_peak() * threads;
+  const double peak = vnni_peak(isa) * threads;
   for (auto _ : state) {
     std::vector<std::atomic<int64_t>> next(layers.size());
     std::vector<std::atomic<int64_t>> done(layers.size());
@@ -248,7 +269,7 @@ void bench_resnet50(benchmark::State& state, Isa isa, int threads) {
 
 const int kRegistered = [] {
   for (const Isa isa : kernels::available_isas()) {
-    if (isa != Isa::kAvx2 && isa != Isa::kAvx512Vnni) continue;
+    if (isa != Isa::kAvx2 && isa != Isa::kAvxVnni && isa != Isa::kAvx512Vnni) continue;
     const std::string name = kernels::isa_name(isa);
     for (const auto* shapes : {&resnet50_shapes(), &other_shapes()}) {
       for (const Shape& shape : *shapes) {

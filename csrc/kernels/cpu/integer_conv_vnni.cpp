@@ -22,14 +22,16 @@ namespace {
 struct Kernels {
   const char* name;  // as receipts print it
   int64_t tile_pixels;
-  bool joins_groups;    // has joined_kernels()
-  bool finishes_tiles;  // has kernels for every TileOutput, not for kAccumulators alone
+  int64_t same_set_pixels;  // the same where all pixels want one set of L1
+  bool joins_groups;        // has joined_kernels()
+  bool finishes_tiles;      // has kernels for every TileOutput, not for kAccumulators alone
   const TileKernel* (*by_pixels)(bool signed_input, int64_t segment_steps, TileOutput output);
   FinishTile finish_tile;
 };
 
 constexpr Kernels kAvx512Vnni{"avx512_vnni",
                               kTilePixels,
+                              kTilePixels / 2,
                               true,
                               true,
                               [](bool signed_input, int64_t segment_steps, TileOutput output) {
@@ -39,6 +41,7 @@ constexpr Kernels kAvx512Vnni{"avx512_vnni",
 constexpr Kernels kAvxVnni{
     "avx_vnni",
     avx_vnni::kTilePixels,
+    avx_vnni::kTilePixels,  // it reads one run at a time
     false,
     false,
     [](bool signed_input, int64_t, TileOutput) { return avx_vnni::tile_kernels(signed_input).data(); },
@@ -109,8 +112,8 @@ constexpr int64_t kFetchingTiles = 4;
 // How far ahead of their use weights are fetched into L1 where a panel has fewer tiles: they come from beyond L2.
 constexpr int64_t kAheadBeyondL2 = 16384;
 
-// Pixels that lie a multiple of this apart share one set of L1, which has 8 to 12 places: a full tile of them would
-// push its own inputs out at every step, so their tiles have half the pixels.
+// Pixels that lie a multiple of this apart share one set of L1, which has 8 to 12 places: more of them, read side by
+// side, would push each other out at every step.
 constexpr int64_t kSameSetBytes = 4096;
 
 // A phase, cut for this image, with the weights and constants that its tiles use.
@@ -208,8 +211,9 @@ class Plan final : public ConvPlan {
 
   int64_t tile_pixels(const ConvPhase& phase) const {
     if (joined_) return kJoinedPixels;
-    const int64_t most = weight_->kernels().tile_pixels;
-    return phase.width.in_step * problem_.in.pixel_pitch % kSameSetBytes == 0 ? most / 2 : most;
+    const Kernels& kernels = weight_->kernels();
+    const bool same_set = phase.width.in_step * problem_.in.pixel_pitch % kSameSetBytes == 0;
+    return same_set ? kernels.same_set_pixels : kernels.tile_pixels;
   }
 
   void list_lane_inputs() {

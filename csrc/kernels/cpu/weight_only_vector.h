@@ -2,9 +2,10 @@
 // instruction set (V is the Vector of vector_avx2.h or vector_avx512.h). Included by quantized_avx2.cpp and
 // quantized_avx512.cpp.
 //
-// A chunk of codes is decoded once for up to kDecodedRows rows. Whole groups are fetched two pages ahead: the
-// hardware's prefetchers stop at the end of a page, and so many instructions stand between two lines here that few
-// loads are under way at once. Shorter distances, or some lines of each group, were slower than none.
+// A chunk of codes is decoded once for up to kDecodedRows rows. Whole groups, of long ones a page at a time, are
+// fetched two pages ahead: the hardware's prefetchers stop at the end of a page, and so many instructions stand between
+// two lines here that few loads are under way at once. Shorter distances, or some lines of each group, were slower than
+// none.
 //
 // No chain of additions is longer than kChain terms before its sum goes to the next level. That keeps the error below
 // the bound of docs/numerics.md for every K.
@@ -51,6 +52,7 @@ struct WeightOnlyVector {
 
   static constexpr int kChain = 16;
   static constexpr int64_t kFetchAhead = 8192;  // bytes
+  static constexpr int64_t kFetchAtOnce = 4096;
 
   TQ_HOST_DEVICE static void fetch(const uint8_t* begin, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += kWeightChunkBytes) __builtin_prefetch(begin + i, /*rw=*/0, /*locality=*/2);
@@ -144,8 +146,12 @@ struct WeightOnlyVector {
       for (int64_t g = 0; g < layout.groups; ++g, header += layout.group_bytes, x += args.shape.group_size) {
         const Group<kZeroPoints> group(header);
         const uint8_t* chunks = header + layout.header_bytes;
-        if constexpr (kRows <= 2) fetch(header + kFetchAhead, layout.group_bytes);  // more rows are not bound by memory
         for (int64_t i = 0; i < whole; i += kRun) {
+          const int64_t done = i * kWeightChunkBytes;
+          if (kRows <= 2 && done % kFetchAtOnce == 0) {  // more rows are not bound by memory
+            const int64_t left = layout.group_bytes - done;
+            fetch(header + done + kFetchAhead, left < kFetchAtOnce ? left : kFetchAtOnce);
+          }
           const int64_t count = whole - i < kRun ? whole - i : kRun;
           add_chunks(decode, group, chunks + i * kWeightChunkBytes, count, x + i * Decoder::kSteps, depth, totals);
         }
