@@ -118,8 +118,11 @@ def measure(network: str, batch: int, systems: list[str], arguments, folder: pat
         system: (make_burst, (system, prepared[system][0], network, batch, arguments.threads, arguments.burst_seconds))
         for system in systems if system not in failures
     }  # fmt: skip
-    with PeerProcesses(peers, on_failure=failures.__setitem__) as processes:
-        print(f"{network}, batch {batch}: {arguments.rounds} rounds of {len(peers)} systems", file=sys.stderr, flush=True)
+
+    def say(text: str) -> None:
+        print(f"{network}, batch {batch}: {text}", file=sys.stderr, flush=True)
+
+    with PeerProcesses(peers, on_failure=failures.__setitem__, time_limit=arguments.time_limit, say=say) as processes:
         bursts = processes.alternate(arguments.rounds)
     rows = {}
     for system, results in bursts.items():
@@ -188,6 +191,7 @@ def arguments_of(parser: argparse.ArgumentParser):
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--burst-seconds", type=float, default=1.0, help="how long a system runs before the next one's turn")
+    parser.add_argument("--time-limit", type=float, default=240.0, help="seconds that a system may take to load, compile and run four times")
     parser.add_argument("--merge", action="store_true", help="keep the other rows of the last result instead of starting anew")
     return parser.parse_args()
 

@@ -51,6 +51,7 @@ constexpr Pass kPasses[] = {
     {"lower_dynamic_linear", conversion::lower_dynamic_linear},
     {"lower_weight_only_linear", conversion::lower_weight_only_linear},
     {"lower_embedding", conversion::lower_embedding},
+    {"lower_batch_norm", conversion::lower_batch_norm},
     {"lower_average_pool", conversion::lower_average_pool},
     {"lower_resize", conversion::lower_resize},
     {"lower_add", conversion::lower_add},

@@ -39,22 +39,6 @@ std::optional<at::Tensor> fp32(const Conversion& conversion, const Value* value)
   return resolved->isTensor() ? resolved->toTensor().detach().to(at::kFloat) : at::Tensor();
 }
 
-// nullopt for a batch norm in training mode, over another number of channels or with parameters of the run.
-std::optional<BatchNorm> batch_norm_of(const Conversion& conversion, const Node* node, int64_t channels) {
-  const auto training = conversion.resolve(argument(node, "training"));
-  const auto eps = conversion.resolve(argument(node, "eps"));
-  const auto mean = fp32(conversion, argument(node, "running_mean"));
-  const auto var = fp32(conversion, argument(node, "running_var"));
-  auto gamma = fp32(conversion, argument(node, "weight"));
-  auto beta = fp32(conversion, argument(node, "bias"));
-  if (!training || training->toBool() || !eps || !mean || !var || !gamma || !beta) return std::nullopt;
-  if (!mean->defined() || !var->defined() || mean->numel() != channels) return std::nullopt;
-  const at::NoGradGuard no_grad;
-  if (!gamma->defined()) gamma = at::ones_like(*mean);
-  if (!beta->defined()) beta = at::zeros_like(*mean);
-  return BatchNorm{*mean, *gamma / (*var + eps->toDouble()).sqrt(), *beta};
-}
-
 // The other operand of `add`, if it is quantized and of the shape of `value`: a fused residual does not broadcast.
 std::optional<Quantized> residual_of(const Conversion& conversion, const Shapes& shapes, const Node* add,
                                      const Value* value) {
@@ -67,6 +51,21 @@ std::optional<Quantized> residual_of(const Conversion& conversion, const Shapes&
 }
 
 }  // namespace
+
+std::optional<BatchNorm> batch_norm_of(const Conversion& conversion, const Node* node) {
+  const auto training = conversion.resolve(argument(node, "training"));
+  const auto eps = conversion.resolve(argument(node, "eps"));
+  const auto mean = fp32(conversion, argument(node, "running_mean"));
+  const auto var = fp32(conversion, argument(node, "running_var"));
+  auto gamma = fp32(conversion, argument(node, "weight"));
+  auto beta = fp32(conversion, argument(node, "bias"));
+  if (!training || training->toBool() || !eps || !mean || !var || !gamma || !beta) return std::nullopt;
+  if (!mean->defined() || !var->defined()) return std::nullopt;
+  const at::NoGradGuard no_grad;
+  if (!gamma->defined()) gamma = at::ones_like(*mean);
+  if (!beta->defined()) beta = at::zeros_like(*mean);
+  return BatchNorm{*mean, *gamma / (*var + eps->toDouble()).sqrt(), *beta};
+}
 
 std::optional<Activation> activation_of(const Conversion& conversion, const Node* node) {
   for (const char* name : {"hardswish", "hardsigmoid", "silu", "sigmoid", "tanh"}) {
@@ -89,8 +88,11 @@ Epilogue match_epilogue(const Conversion& conversion, Node* compute, const Epilo
     user = sole_user(user->output());
   };
   if (user && parts.batch_norm_channels && is_aten(user, {"batch_norm"}) && user->input(0) == result.last()->output()) {
-    result.batch_norm = batch_norm_of(conversion, user, *parts.batch_norm_channels);
-    if (result.batch_norm) take("batch_norm");
+    const auto norm = batch_norm_of(conversion, user);
+    if (norm && norm->mean.numel() == *parts.batch_norm_channels) {
+      result.batch_norm = norm;
+      take("batch_norm");
+    }
   }
   if (user && parts.shapes) {
     result.residual = residual_of(conversion, *parts.shapes, user, result.last()->output());

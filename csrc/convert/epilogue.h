@@ -26,6 +26,9 @@ struct BatchNorm {
   at::Tensor mean, factor, beta;
 };
 
+// nullopt for a batch norm in training mode or with parameters of the run.
+std::optional<BatchNorm> batch_norm_of(const Conversion& conversion, const Node* node);
+
 // The kernels' order is: batch norm, residual, activation, quantize. Each is optional.
 struct Epilogue {
   std::vector<Node*> nodes;  // what the fused op replaces, the compute op first

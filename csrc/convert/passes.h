@@ -37,6 +37,8 @@ void lower_dynamic_linear(Conversion& conversion);
 void lower_weight_only_linear(Conversion& conversion);
 void lower_embedding(Conversion& conversion);
 
+// batch_norm of a quantized tensor that no layer takes in.
+void lower_batch_norm(Conversion& conversion);
 // Average pools of quantized tensors.
 void lower_average_pool(Conversion& conversion);
 // Linear and bilinear resizes of quantized tensors.

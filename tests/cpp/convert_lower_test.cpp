@@ -178,6 +178,22 @@ TEST(LowerEmbedding, KeepsTheTableInCodes) {
             "6)\nreturn %1\n");
 }
 
+TEST(LowerBatchNorm, IsAConvolutionPerChannel) {
+  const std::string norm =
+      "y = torch.batch_norm(d, self.gamma, self.beta, self.mean, self.var, False, 0.1, 1.0, True)\n";
+  const auto lowered_norm = [&](const std::string& rest, std::optional<int64_t> rank) {
+    return lowered(std::string(kCodes) + kFloats + norm + rest, lower_batch_norm, {2, 4}, rank);
+  };
+  EXPECT_EQ(lowered_norm("y = torch.relu(y)\n" + kOutput, 4),
+            kCodesText +
+                "%2 = torchquant::quantized_conv(%1, self.batch_norm_weight_int8, self.batch_norm_multiplier, "
+                "self.batch_norm_bias, None, [1, 1], [1, 1], [0, 0], [1, 1], 2, False, [0, 0], 3, 8, -127, 1, 0, relu, "
+                "[0., inf], 2, 10, 0, 255, 0)\nreturn %2\n");
+  EXPECT_THAT(lowered_norm("return y", 3), HasSubstr("None, [1], [1], [0], [1], 2, False, [0], 3, 8"));
+  EXPECT_THAT(lowered_norm("return y", 2), HasSubstr("aten::batch_norm("));
+  EXPECT_THAT(lowered_norm("return y", std::nullopt), HasSubstr("aten::batch_norm("));
+}
+
 TEST(LowerAveragePool, RequantizesTheSum) {
   EXPECT_EQ(lowered(std::string(kCodes) + kFloats + "y = torch.avg_pool2d(d, [2])\n" + kOutput, lower_average_pool),
             kCodesText +

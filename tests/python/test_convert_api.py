@@ -69,6 +69,37 @@ def test_every_layer_agrees_with_its_fake_quantized_self(image_case):
         assert row.passed, row
 
 
+@pytest.mark.parametrize("dims", [1, 2])
+def test_batch_norms_that_no_layer_takes_in_are_layers(dims):
+    conv, norm = (nn.Conv1d, nn.BatchNorm1d) if dims == 1 else (nn.Conv2d, nn.BatchNorm2d)
+
+    class PreActivation(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.norm, self.conv, self.last, self.join = conv(3, 5, 1), norm(5), conv(5, 4, 3, padding=1), norm(9), conv(9, 2, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.join(torch.relu(self.last(torch.cat([x, self.conv(torch.relu(self.norm(x)))], 1))))
+
+    torch.manual_seed(0)
+    model = PreActivation().train()
+    example = torch.randn(2, 3, *[9] * dims)
+    with torch.no_grad():
+        for module in (model.norm, model.last):
+            nn.init.uniform_(module.weight, -2, 2)  # a factor may be negative
+            nn.init.normal_(module.bias)
+        model(example)
+    prepared = prepare_and_calibrate(model.eval(), example)
+    quantized = tq.convert(prepared, example)
+    rows = {row["layer"]: row for row in quantized.receipt.rows}
+    assert not [row for row in quantized.receipt.rows if row["precision"] == "float"]
+    assert [rows[name]["fused"] for name in ("norm", "last")] == [["relu"], ["relu"]]
+    assert rows["norm"]["kind"] == "batch_norm" and rows["norm"]["kernel"].startswith("quantized_conv")
+    for row in layer_agreement(prepared, quantized, example):
+        assert row.passed, row
+
+
 def test_a_wrong_layer_fails_the_bar(image_case):
     model, x = image_case
     prepared = prepare_and_calibrate(model, x)

@@ -380,16 +380,24 @@ def test_tensors_with_two_specs_have_a_fake_quant_for_each():
     assert sorted(fake_quant.spec.quant_max for fake_quant in container.children()) == [15, 255]
 
 
-def test_standalone_batch_norm_is_float_and_says_nothing_about_the_convolution_before_a_concatenation():
-    class Dense(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.bn, self.last = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)
+class PreActivation(nn.Module):
+    """Batch norms that no convolution can take in: behind a concatenation, and in front of a residual."""
 
-        def forward(self, x):
-            return self.last(F.relu(self.bn(torch.cat([x, self.conv(x)], 1))))
+    def __init__(self, norm=nn.BatchNorm2d):
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 3, 1), norm(6), nn.Conv2d(6, 2, 1)
 
-    prepared = prepare(Dense(), torch.randn(1, 3, 4, 4))
+    def forward(self, x):
+        return self.last(F.relu(self.norm(torch.cat([x, self.conv(x)], 1))))
+
+
+def test_a_batch_norm_that_no_layer_takes_in_reads_and_gives_integers():
+    prepared = prepare(PreActivation(), torch.randn(1, 3, 4, 4))
+    assert set(placed(prepared, "activation")) == {"x", "conv", "relu"}
+
+
+def test_a_batch_norm_without_statistics_is_float_and_says_nothing_about_the_layer_before_it():
+    prepared = prepare(PreActivation(lambda n: nn.BatchNorm2d(n, track_running_stats=False)), torch.randn(1, 3, 4, 4))
     assert set(placed(prepared, "activation")) == {"x", "relu"}
 
 

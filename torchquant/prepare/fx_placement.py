@@ -10,6 +10,7 @@ The rules in terms of the graph:
 - A compute layer opens a group; batch norm, one residual add and one activation join it, as long as each value in
   between has one reader.
 - A matrix product of two activations that the QConfigMapping asks for reads both as integers.
+- A batch norm that joins no group opens one of its own where it reads integers.
 - Adds, products, pools, concatenations, functions of one tensor and shape operations compute on integers if an input comes from
   integers and their own output is wanted as integers. Everything else is float.
 - Shape operations and concatenations pass qparams through, so what they read carries the fake-quant and all inputs of a
@@ -171,7 +172,9 @@ class _Placer:
             self.integer.add(node)
             self.stage[node] = _ADDED  # only an activation may follow in its kernel
         elif kind is Kind.NORM:
-            self._fuse(inputs[0], node, upto=_COMPUTED, then=_NORMALIZED)
+            if not self._fuse(inputs[0], node, upto=_COMPUTED, then=_NORMALIZED) and self._normalizes_alone(node, inputs[0]):
+                self.integer.add(node)
+                self.stage[node] = _NORMALIZED
         elif kind is Kind.IDENTITY:
             self._fuse(inputs[0], node, upto=_ADDED, then=self.stage.get(inputs[0]))
         elif kind is Kind.ACTIVATION:
@@ -198,6 +201,12 @@ class _Placer:
         if then is not None:
             self.stage[reader] = then
         return True
+
+    def _normalizes_alone(self, node, data):
+        """Whether a batch norm that no layer takes in has a kernel: of images and sequences, by statistics that it keeps."""
+        module = self.model.get_submodule(node.target) if node.op == "call_module" else None
+        keeps = getattr(module, "running_mean", None) is not None
+        return data in self.integer and keeps and data.meta["value"].dim() in (3, 4)
 
     def _join_sum(self, node, operands):
         """A sum joins the group of one term; the other one is its residual."""

@@ -15,7 +15,7 @@ from torch import nn
 
 class Kind(enum.Enum):
     COMPUTE = "compute"  # has a weight
-    NORM = "norm"  # batch norm: part of the compute layer before it
+    NORM = "norm"  # batch norm: part of the compute layer before it, or a layer of its own on integers
     ADD = "add"
     MUL = "mul"
     MATMUL = "matmul"  # of two activations, where the QConfigMapping asks for it
