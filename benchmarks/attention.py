@@ -29,8 +29,9 @@ ops = torch.ops.torchquant
 HEADS, ROWS, DEPTH = 12, 128, 64
 
 
-def alternate(cases: dict, rounds: int, calls: int) -> dict[str, float]:
-    """Median seconds of a call of each case; `calls` calls in turn, `rounds` times, after one burst that does not count."""
+def alternate(cases: dict, rounds: int, calls: int) -> dict[str, dict]:
+    """Median and shortest microseconds of a call of each case; `calls` calls in turn, `rounds` times, after one burst that does not
+    count."""
     seconds = {name: [] for name in cases}
     for burst in range(rounds + 1):
         for name, call in cases.items():
@@ -39,7 +40,9 @@ def alternate(cases: dict, rounds: int, calls: int) -> dict[str, float]:
                 call()
             if burst:
                 seconds[name].append((time.perf_counter() - start) / calls)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        name: {"median_us": 1e6 * statistics.median(values), "shortest_us": 1e6 * min(values)} for name, values in seconds.items()
+    }
 
 
 def side_by_side(batch: int, dtype: torch.dtype) -> torch.Tensor:
@@ -74,10 +77,7 @@ def measure_products(batch: int, rounds: int) -> list[dict]:
         "softmax, torch fp32": lambda: torch.softmax(wf, -1),
         "whole attention, one float op": lambda: ops.attention(qf, kf, vf),
     }
-    return [
-        {"what": name, "batch": batch, "median_us": 1e6 * seconds}
-        for name, seconds in alternate(cases, rounds, calls=20).items()
-    ]
+    return [{"what": name, "batch": batch, **times} for name, times in alternate(cases, rounds, calls=20).items()]
 
 
 def converted_bert(batch: int, attention: str):
@@ -103,8 +103,8 @@ def measure_bert(batch: int, rounds: int) -> list[dict]:
         rows[attention] = {"what": f"BERT-base, {attention}", "batch": batch, "sqnr_db": noise, "products": len(products)}
         cases[attention] = lambda script=script, x=x: script(x)
     with torch.inference_mode():
-        medians = alternate(cases, rounds, calls=2)
-    return [{**rows[name], "median_us": 1e6 * seconds} for name, seconds in medians.items()]
+        measured = alternate(cases, rounds, calls=2)
+    return [{**rows[name], **times} for name, times in measured.items()]
 
 
 def main() -> None:
@@ -121,7 +121,7 @@ def main() -> None:
         rows += measure_bert(arguments.batch, arguments.rounds)
     for row in rows:
         sqnr = f"   {row['sqnr_db']:.1f} dB" if "sqnr_db" in row else ""
-        print(f"{row['what']:<40} {row['median_us']:10.1f} us{sqnr}")
+        print(f"{row['what']:<40} {row['median_us']:10.1f} us, shortest {row['shortest_us']:10.1f} us{sqnr}")
     write_result("attention", {"heads": HEADS, "rows": ROWS, "depth": DEPTH}, rows)
 
 
