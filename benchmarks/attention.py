@@ -80,8 +80,9 @@ def measure_products(batch: int, rounds: int) -> list[dict]:
     return [{"what": name, "batch": batch, **times} for name, times in alternate(cases, rounds, calls=20).items()]
 
 
-def converted_bert(batch: int, attention: str):
+def converted_bert(batch: int, layers: int, attention: str):
     model, x = build("bert_base"), example("bert_base", batch)
+    model.bert.encoder.layer = model.bert.encoder.layer[:layers]
     model.bert.set_attn_implementation("sdpa" if attention == "one float op" else "eager")
     qconfig = tq.QConfigMapping(tq.qconfigs.int8_static())
     if attention.startswith("integer products"):
@@ -96,11 +97,11 @@ def converted_bert(batch: int, attention: str):
     return quantized.script, x, noise, products
 
 
-def measure_bert(batch: int, rounds: int) -> list[dict]:
+def measure_bert(batch: int, layers: int, rounds: int) -> list[dict]:
     rows, cases = {}, {}
     for attention in ("one float op", "float products", "integer products", "integer products, symmetric"):
-        script, x, noise, products = converted_bert(batch, attention)
-        rows[attention] = {"what": f"BERT-base, {attention}", "batch": batch, "sqnr_db": noise, "products": len(products)}
+        script, x, noise, products = converted_bert(batch, layers, attention)
+        rows[attention] = {"what": f"BERT-base, {attention}", "batch": batch, "layers": layers, "sqnr_db": noise, "products": len(products)}
         cases[attention] = lambda script=script, x=x: script(x)
     with torch.inference_mode():
         measured = alternate(cases, rounds, calls=2)
@@ -112,13 +113,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--layers", type=int, default=12, help="of BERT: fewer take less memory")
     parser.add_argument("--products", action="store_true", help="the products alone")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     rows = measure_products(arguments.batch, arguments.rounds)
     if not arguments.products:
-        rows += measure_bert(arguments.batch, arguments.rounds)
+        rows += measure_bert(arguments.batch, arguments.layers, arguments.rounds)
     for row in rows:
         sqnr = f"   {row['sqnr_db']:.1f} dB" if "sqnr_db" in row else ""
         print(f"{row['what']:<40} {row['median_us']:10.1f} us, shortest {row['shortest_us']:10.1f} us{sqnr}")
