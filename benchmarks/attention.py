@@ -2,7 +2,8 @@
 
 First the products alone, at the sizes of BERT-base: 12 heads, 128 x 128 x 64. Then BERT-base as a whole, converted three ways: attention as
 one float op (what a converted model has by default), written out in floats, and written out with integer products; with the SQNR of
-each against the float model. Bursts alternate, medians are printed. Writes benchmarks/results/attention.json.
+each against the float model. Bursts alternate; with one thread the times are that thread's own (CPU time), which other programs disturb
+less. Writes benchmarks/results/attention.json.
 
     pip install transformers
     python benchmarks/attention.py --threads 2
@@ -32,14 +33,15 @@ HEADS, ROWS, DEPTH = 12, 128, 64
 def alternate(cases: dict, rounds: int, calls: int) -> dict[str, dict]:
     """Median and shortest microseconds of a call of each case; `calls` calls in turn, `rounds` times, after one burst that does not
     count."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds = {name: [] for name in cases}
     for burst in range(rounds + 1):
         for name, call in cases.items():
-            start = time.perf_counter()
+            start = clock()
             for _ in range(calls):
                 call()
             if burst:
-                seconds[name].append((time.perf_counter() - start) / calls)
+                seconds[name].append((clock() - start) / calls)
     return {
         name: {"median_us": 1e6 * statistics.median(values), "shortest_us": 1e6 * min(values)} for name, values in seconds.items()
     }
