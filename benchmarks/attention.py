@@ -2,7 +2,8 @@
 
 First the products alone, at the sizes of BERT-base: 12 heads, 128 x 128 x 64. Then BERT-base as a whole, converted three ways: attention as
 one float op (what a converted model has by default), written out in floats, and written out with integer products; with the SQNR of
-each against the float model. Bursts alternate, medians are printed. Writes benchmarks/results/attention.json.
+each against the float model. Bursts alternate; with one thread the times are that thread's own (CPU time), which other programs disturb
+less. Writes benchmarks/results/attention.json.
 
     pip install transformers
     python benchmarks/attention.py --threads 2
@@ -29,17 +30,21 @@ ops = torch.ops.torchquant
 HEADS, ROWS, DEPTH = 12, 128, 64
 
 
-def alternate(cases: dict, rounds: int, calls: int) -> dict[str, float]:
-    """Median seconds of a call of each case; `calls` calls in turn, `rounds` times, after one burst that does not count."""
+def alternate(cases: dict, rounds: int, calls: int) -> dict[str, dict]:
+    """Median and shortest microseconds of a call of each case; `calls` calls in turn, `rounds` times, after one burst that does not
+    count."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds = {name: [] for name in cases}
     for burst in range(rounds + 1):
         for name, call in cases.items():
-            start = time.perf_counter()
+            start = clock()
             for _ in range(calls):
                 call()
             if burst:
-                seconds[name].append((time.perf_counter() - start) / calls)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+                seconds[name].append((clock() - start) / calls)
+    return {
+        name: {"median_us": 1e6 * statistics.median(values), "shortest_us": 1e6 * min(values)} for name, values in seconds.items()
+    }
 
 
 def side_by_side(batch: int, dtype: torch.dtype) -> torch.Tensor:
@@ -74,14 +79,12 @@ def measure_products(batch: int, rounds: int) -> list[dict]:
         "softmax, torch fp32": lambda: torch.softmax(wf, -1),
         "whole attention, one float op": lambda: ops.attention(qf, kf, vf),
     }
-    return [
-        {"what": name, "batch": batch, "median_us": 1e6 * seconds}
-        for name, seconds in alternate(cases, rounds, calls=20).items()
-    ]
+    return [{"what": name, "batch": batch, **times} for name, times in alternate(cases, rounds, calls=20).items()]
 
 
-def converted_bert(batch: int, attention: str):
+def converted_bert(batch: int, layers: int, attention: str):
     model, x = build("bert_base"), example("bert_base", batch)
+    model.bert.encoder.layer = model.bert.encoder.layer[:layers]
     model.bert.set_attn_implementation("sdpa" if attention == "one float op" else "eager")
     qconfig = tq.QConfigMapping(tq.qconfigs.int8_static())
     if attention.startswith("integer products"):
@@ -96,15 +99,15 @@ def converted_bert(batch: int, attention: str):
     return quantized.script, x, noise, products
 
 
-def measure_bert(batch: int, rounds: int) -> list[dict]:
+def measure_bert(batch: int, layers: int, rounds: int) -> list[dict]:
     rows, cases = {}, {}
     for attention in ("one float op", "float products", "integer products", "integer products, symmetric"):
-        script, x, noise, products = converted_bert(batch, attention)
-        rows[attention] = {"what": f"BERT-base, {attention}", "batch": batch, "sqnr_db": noise, "products": len(products)}
+        script, x, noise, products = converted_bert(batch, layers, attention)
+        rows[attention] = {"what": f"BERT-base, {attention}", "batch": batch, "layers": layers, "sqnr_db": noise, "products": len(products)}
         cases[attention] = lambda script=script, x=x: script(x)
     with torch.inference_mode():
-        medians = alternate(cases, rounds, calls=2)
-    return [{**rows[name], "median_us": 1e6 * seconds} for name, seconds in medians.items()]
+        measured = alternate(cases, rounds, calls=2)
+    return [{**rows[name], **times} for name, times in measured.items()]
 
 
 def main() -> None:
@@ -112,16 +115,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--layers", type=int, default=12, help="of BERT: fewer take less memory")
     parser.add_argument("--products", action="store_true", help="the products alone")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     rows = measure_products(arguments.batch, arguments.rounds)
     if not arguments.products:
-        rows += measure_bert(arguments.batch, arguments.rounds)
+        rows += measure_bert(arguments.batch, arguments.layers, arguments.rounds)
     for row in rows:
         sqnr = f"   {row['sqnr_db']:.1f} dB" if "sqnr_db" in row else ""
-        print(f"{row['what']:<40} {row['median_us']:10.1f} us{sqnr}")
+        print(f"{row['what']:<40} {row['median_us']:10.1f} us, shortest {row['shortest_us']:10.1f} us{sqnr}")
     write_result("attention", {"heads": HEADS, "rows": ROWS, "depth": DEPTH}, rows)
 
 

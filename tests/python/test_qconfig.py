@@ -207,7 +207,7 @@ def test_types_are_read_by_the_name_that_users_know():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"defualt": None}, "QConfigMapping.from_dict: unknown key 'defualt'; allowed: default, names, types"),
+        ({"defualt": None}, "QConfigMapping.from_dict: unknown key 'defualt'; allowed: default, names, object_types, types"),
         ({"default": {"activation": None}}, "QConfig.from_dict: key 'weight' is missing"),
         ({"default": {"weight": {"bits": 8}}}, "QuantSpec.from_dict: unknown key 'bits'"),
         ({"types": [{"type": "torch.nn.Linaer", "qconfig": None}]}, "no imported class 'torch.nn.Linaer'"),

@@ -91,7 +91,7 @@ def place(placement, inputs, calls, scoped):
     for path, module in scoped:
         if path in by_caller:
             add_submodule(module, CONTAINER, _fake_quants(placement, inputs, path, by_caller[path]))
-        if path in by_caller or isinstance(module, QuantizedAttention):
+        if path in by_caller or (by_caller and isinstance(module, QuantizedAttention)):
             extend(module, mixin=QuantizedProducts)
 
 
