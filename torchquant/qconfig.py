@@ -61,6 +61,9 @@ class QuantSpec:
     # How training mode rounds: "stochastic" up or down with the probability that makes the expectation right, "noise" not at
     # all but adds noise as large as the rounding error. Evaluation and converted models round to the nearest.
     rounding: str = "nearest"
+    # A training step quantizes with the range of the steps before it: one pass over the tensor, which an exact range costs two.
+    # (The processes of a DistributedDataParallel always do.)
+    delayed: bool = False
 
     def __post_init__(self):
         in_a_byte = -128 <= self.quant_min < self.quant_max <= 127 or 0 <= self.quant_min < self.quant_max <= 255
@@ -78,6 +81,8 @@ class QuantSpec:
             _check(self.observer not in HISTOGRAM_OBSERVERS, "QuantSpec", "observer", allowed, self.observer)
         _check(self.rounding in ROUNDINGS, "QuantSpec", "rounding", f"one of {', '.join(ROUNDINGS)}", self.rounding)
         self._check_learning()
+        if self.delayed:
+            self._check_delayed()
         if self.dynamic:
             _check(self.axis == -1, "QuantSpec", "axis", "-1 (one scale per row) when dynamic", self.axis)
             for flag in ("learnable", "learnable_clip", "power_of_two"):
@@ -94,6 +99,13 @@ class QuantSpec:
             _check(not self.power_of_two, "QuantSpec", "power_of_two", "False where the scale or clipping value is learned", True)
             allowed = "nearest where the scale or clipping value is learned"
             _check(self.rounding == "nearest", "QuantSpec", "rounding", allowed, self.rounding)
+
+    def _check_delayed(self) -> None:
+        _check(self.axis is None, "QuantSpec", "axis", "None (one scale for the tensor) when delayed", self.axis)
+        _check(self.observer in ("auto", "moving_average"), "QuantSpec", "observer", "auto or moving_average when delayed", self.observer)
+        _check(not self.learns, "QuantSpec", "delayed", "False where the scale or clipping value is learned", True)
+        _check(not self.power_of_two, "QuantSpec", "power_of_two", "False when delayed", True)
+        _check(self.rounding == "nearest", "QuantSpec", "rounding", "nearest when delayed", self.rounding)
 
     @classmethod
     def activation(cls, bits: int = 8, **changes) -> QuantSpec:
