@@ -20,7 +20,7 @@ VENV = SOURCE_DIR / ".venv"
 REQUIREMENTS = SOURCE_DIR / "requirements.txt"
 PEER_REQUIREMENTS = SOURCE_DIR / "benchmarks" / "peers" / "requirements.txt"
 # Packages whose module has another name.
-MODULES = {"scikit-learn": "sklearn", "nlohmann-json": "nlohmann_json", "PyYAML": "yaml", "Jinja2": "jinja2"}
+MODULES = {"scikit-learn": "sklearn", "PyYAML": "yaml", "Jinja2": "jinja2"}
 # Packages that are programs: the system's own will do.
 TOOLS = {"cmake", "ninja"}
 # Packages that only some tests use, which say that they were skipped: not every torch has a torchvision.

@@ -181,10 +181,10 @@ class FakeQuantize(QuantizationState):
             self._finish_calibration()
         if self._observes_now():
             group = None if self.of_parameter else training_group()
+            if self._takes_one_pass(group):
+                return self._fake_quantize_and_observe(x, group)
             if self.fake_quant_enabled and self._fused and group is None:
                 return self._observe_and_fake_quantize(x)
-            if group is not None and self._takes_one_pass():
-                return self._fake_quantize_and_observe(x)
             self._observe(x, group)
         if not self.fake_quant_enabled:
             return x
@@ -216,9 +216,10 @@ class FakeQuantize(QuantizationState):
         if self.spec.learns:
             self.observer_enabled = False  # from here on training moves the scale
 
-    def _takes_one_pass(self) -> bool:
-        """Whether this step of several processes quantizes with the range of the steps before it, by the op that observes too."""
-        return self._fused and self.spec.axis is None and self.fake_quant_enabled and self._progress == _HAS_QPARAMS
+    def _takes_one_pass(self, group) -> bool:
+        """Whether this step quantizes with the range of the steps before it, by the op that observes too."""
+        after_the_first = self._fused and self.spec.axis is None and self.fake_quant_enabled and self._progress == _HAS_QPARAMS
+        return after_the_first and (group is not None or (self.spec.delayed and self.training))
 
     def _check_merges(self) -> None:
         starts_learning = self.spec.learns and self.fake_quant_enabled
@@ -256,12 +257,15 @@ class FakeQuantize(QuantizationState):
             quant_min=spec.quant_min, quant_max=spec.quant_max,
         )  # fmt: skip
 
-    def _fake_quantize_and_observe(self, x: Tensor) -> Tensor:
+    def _fake_quantize_and_observe(self, x: Tensor, group) -> Tensor:
         observer = self.observer
-        return _ops.fake_quantize_and_observe(
+        y = _ops.fake_quantize_and_observe(
             x, *self._qparams_for_backward(), observer.min_val, observer.max_val, observer.nonfinite_count,
             averaging_constant=self.spec.averaging_constant, **self._codes(),
         )  # fmt: skip
+        if group is None:  # else the prepared model merges what was seen first: merge_after_forward
+            self.update_qparams()
+        return y
 
     def _fake_quantize(self, x: Tensor) -> Tensor:
         spec = self.spec

@@ -54,8 +54,10 @@ class ProgressBar:
         self._timer = None
 
     def __enter__(self) -> ProgressBar:
-        from rich.console import Console  # only who runs something pays for rich
-
+        try:
+            from rich.console import Console  # only who runs something pays for rich
+        except ModuleNotFoundError:  # a source tree beside torch alone, as on a GPU machine: no bar
+            return self
         self._started = time.monotonic()
         console = Console(stderr=True)
         if console.is_terminal:

@@ -70,6 +70,9 @@ class QuantSpec:
     # "e4m3fn" or "e5m2": 8-bit floats in place of integers, whose largest value quant_max then is. Always dynamic, weights too:
     # their scales follow from the values they have.
     float8: str | None = None
+    # A training step quantizes with the range of the steps before it: one pass over the tensor, which an exact range costs two.
+    # (The processes of a DistributedDataParallel always do.)
+    delayed: bool = False
 
     def __post_init__(self):
         codes = (self.quant_min, self.quant_max)
@@ -90,6 +93,8 @@ class QuantSpec:
             _check(self.observer not in HISTOGRAM_OBSERVERS, "QuantSpec", "observer", allowed, self.observer)
         _check(self.rounding in ROUNDINGS, "QuantSpec", "rounding", f"one of {', '.join(ROUNDINGS)}", self.rounding)
         self._check_learning()
+        if self.delayed:
+            self._check_delayed()
         if self.dynamic:
             per_row = self.axis == -1 or self.float8 is not None and self.axis in (0, 1)  # of a weight: the output channels
             _check(per_row, "QuantSpec", "axis", "-1 (one scale per row) when dynamic", self.axis)
@@ -115,6 +120,13 @@ class QuantSpec:
             _check(not self.power_of_two, "QuantSpec", "power_of_two", "False where the scale or clipping value is learned", True)
             allowed = "nearest where the scale or clipping value is learned"
             _check(self.rounding == "nearest", "QuantSpec", "rounding", allowed, self.rounding)
+
+    def _check_delayed(self) -> None:
+        _check(self.axis is None, "QuantSpec", "axis", "None (one scale for the tensor) when delayed", self.axis)
+        _check(self.observer in ("auto", "moving_average"), "QuantSpec", "observer", "auto or moving_average when delayed", self.observer)
+        _check(not self.learns, "QuantSpec", "delayed", "False where the scale or clipping value is learned", True)
+        _check(not self.power_of_two, "QuantSpec", "power_of_two", "False when delayed", True)
+        _check(self.rounding == "nearest", "QuantSpec", "rounding", "nearest when delayed", self.rounding)
 
     @classmethod
     def activation(cls, bits: int = 8, **changes) -> QuantSpec:

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import pathlib
 import re
+import signal
 import statistics
 import sys
 
@@ -20,6 +21,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from harness import write_result  # noqa: E402
 
 NO_GPU = "torch sees no CUDA GPU: these benchmarks compare kernels on one, so nothing was measured."
+
+
+class OutOfTime(Exception):
+    """The run was told to end (SIGTERM, as `timeout` sends it): what was measured so far is written."""
+
+
+def end_the_run(signum, frame):
+    raise OutOfTime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,21 +132,40 @@ def missing_ops(names: tuple) -> list:
 def run_cases(families: dict, options, limits: Limits) -> tuple[list, dict]:
     """Rows, and why what was skipped was. `families` maps a name to (ops it needs, function that makes its cases)."""
     rows, skipped = [], {}
-    for name, (needed, make) in families.items():
-        if options.only and name not in options.only:
-            continue
-        if missing := missing_ops(needed):
-            skipped[name] = f"no CUDA kernel for {', '.join(missing)}"
-            print(f"skipped {name}: {skipped[name]}")
-            continue
-        try:
-            for case in make():
-                rows.append(summary(case, medians(case.calls, options.seconds), limits))
-                show(rows[-1])
-        except (RuntimeError, NotImplementedError) as error:  # the rest of the family; the others go on
-            skipped[name] = str(error).splitlines()[0]
-            print(f"stopped {name}: {skipped[name]}")
+    names = [name for name in families if not options.only or name in options.only]
+    try:
+        for name in names:
+            needed, make = families[name]
+            if missing := missing_ops(needed):
+                skipped[name] = f"no CUDA kernel for {', '.join(missing)}"
+                print(f"skipped {name}: {skipped[name]}")
+                continue
+            try:
+                for case in make():
+                    rows.append(summary(case, medians(case.calls, options.seconds), limits))
+                    show(rows[-1])
+            except (RuntimeError, NotImplementedError) as error:  # the rest of the family; the others go on
+                skipped[name] = str(error).splitlines()[0]
+                print(f"stopped {name}: {skipped[name]}")
+    except OutOfTime:
+        for late in names[names.index(name):]:
+            skipped[late] = "the time was up"
+        print(f"stopped at {name}: {skipped[name]}")
     return rows, skipped
+
+
+def in_a_graph(call):
+    """Replays of `call`, which costs the host one launch: what the GPU itself takes."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def main(description: str, result: str, families: dict, argv=None) -> int:
@@ -148,6 +176,7 @@ def main(description: str, result: str, families: dict, argv=None) -> int:
     if not torch.cuda.is_available():
         print(NO_GPU, file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, end_the_run)
     torch.manual_seed(0)
     limits = measure_limits(options.seconds)
     print(f"{torch.cuda.get_device_name()}: copy {limits.bytes_per_second / 1e12:.2f} TB/s, bf16 "

@@ -8,6 +8,7 @@ results/cuda_inference_ops_<gpu>.json.
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import torch
@@ -124,13 +125,13 @@ def conv_cases():
         layer = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=False)
         ours = converted(layer, torch.randn(1, channels, size, size), tq.qconfigs.int8_static(), True)
         x = torch.randn(batch, channels, size, size, device="cuda").to(memory_format=torch.channels_last)
-        half = layer.to("cuda", torch.float16, memory_format=torch.channels_last).requires_grad_(False)
+        calls = {"torchquant": lambda x=x, f=ours: f(x)}
+        for name, dtype in (("cudnn fp16", torch.float16), ("bf16 conv2d", torch.bfloat16)):
+            low = copy.deepcopy(layer).to("cuda", dtype, memory_format=torch.channels_last).requires_grad_(False)
+            calls[name] = lambda x=x.to(dtype), f=low: f(x)
         pixels = batch * size * size
-        yield Case(
-            f"int8 conv {kernel}x{kernel}, {batch} x {channels} x {size} x {size}",
-            {"torchquant": lambda x=x, f=ours: f(x), "cudnn fp16": lambda x=x.half(), f=half: f(x)},
-            8 * pixels * channels, 2 * pixels * channels**2 * kernel**2,
-        )  # fmt: skip
+        yield Case(f"int8 conv {kernel}x{kernel}, {batch} x {channels} x {size} x {size}", calls,
+                   8 * pixels * channels, 2 * pixels * channels**2 * kernel**2)  # fmt: skip
 
 
 def kv_cache_cases():

@@ -13,7 +13,7 @@ import sys
 import torch
 from torch import nn
 
-from common import Case, main
+from common import Case, in_a_graph, main
 
 
 class Bottleneck(nn.Module):
@@ -75,13 +75,20 @@ def network_cases(name, build, inputs, batches, operations):
     example = inputs(2)
     ours = tq.quantize_model(model, (example,), tq.qconfigs.int8_static(), calibration=[example]).script.to("cuda")
     halves = {dtype: build().eval().to("cuda", dtype) for dtype in (torch.float16, torch.bfloat16)}
-    for batch in batches:
+
+    def calls(batch):
         x = inputs(batch).to("cuda")
-        calls = {"torchquant": lambda x=x: ours(x)}
+        made = {"torchquant": lambda: inference(ours, x)}
         for dtype, half in halves.items():
             low = x.to(dtype) if x.is_floating_point() else x
-            calls[f"{str(dtype).removeprefix('torch.')} eager"] = lambda x=low, f=half: inference(f, x)
-        yield Case(f"{name}, batch {batch}", calls, operations=batch * operations)
+            made[f"{str(dtype).removeprefix('torch.')} eager"] = lambda x=low, f=half: inference(f, x)
+        return made
+
+    for batch in batches:
+        yield Case(f"{name}, batch {batch}", calls(batch), operations=batch * operations)
+    for batch in batches:
+        captured = {peer.removesuffix(" eager"): in_a_graph(call) for peer, call in calls(batch).items()}
+        yield Case(f"{name}, batch {batch}, each in a CUDA graph", captured, operations=batch * operations)
 
 
 @torch.no_grad()
@@ -115,10 +122,12 @@ def qat_step_cases():
 
     batch = 64
     x, labels = images(batch).to("cuda"), torch.randint(0, 1000, (batch,), device="cuda")
-    plain = resnet50().train().to("cuda")
-    prepared = tq.prepare_qat(resnet50().train(), (images(2),), tq.qconfigs.int8_static()).train().to("cuda")
-    calls = {"torchquant": training_step(prepared, x, labels), "bf16 step": training_step(plain, x, labels)}
-    yield Case(f"QAT step of ResNet-50, batch {batch}", calls, operations=3 * batch * 2 * 4_089_000_000, unit="bf16")
+    plain = training_step(resnet50().train().to("cuda"), x, labels)
+    delayed = tq.QConfig(tq.QuantSpec.weight(), tq.QuantSpec.activation(delayed=True))
+    for name, qconfig in (("", tq.qconfigs.int8_static()), (", delayed ranges", delayed)):
+        prepared = tq.prepare_qat(resnet50().train(), (images(2),), qconfig).train().to("cuda")
+        calls = {"torchquant": training_step(prepared, x, labels), "bf16 step": plain}
+        yield Case(f"QAT step of ResNet-50, batch {batch}{name}", calls, operations=3 * batch * 2 * 4_089_000_000, unit="bf16")
 
 
 FAMILIES = {

@@ -1,4 +1,4 @@
-"""Training ops on the GPU against torch's own: forward, backward, learnable backward, observe + fake-quantize.
+"""Training ops on the GPU against torch's own: forward, backward, learnable backward, observe + fake-quantize, exact and delayed.
 
     python benchmarks/cuda/training_ops.py [--only forward learnable_backward ...]
 
@@ -85,18 +85,35 @@ def learnable_backward_cases():
         yield Case(i.name("learnable backward"), calls, i.bytes(3))
 
 
+def torch_observe(i):
+    """{"torch": call}; nothing for 16-bit x, because torch's op keeps its state in the dtype of x."""
+    if i.dtype != torch.float32:
+        return {}
+    on = torch.ones(1, dtype=torch.int32, device="cuda")
+    state = [t.clone() for t in (*i.state[:2], i.scale, i.int_zero_point)]
+    return {"torch": lambda: torch.fused_moving_avg_obs_fake_quant(
+        i.x, on, on, *state, 0.01, *CODES.values(), i.axis or 0, i.axis is not None)}  # fmt: skip
+
+
 def observe_cases():
     ops = torch.ops.torchquant
     for i in inputs():
         passes = 3 if i.axis is None else 2  # a channel is kept on the chip, a tensor is read twice
-        on = torch.ones(1, dtype=torch.int32, device="cuda")
-        low, high, scale, zero_point = (t.clone() for t in (*i.state[:2], i.scale, i.int_zero_point))
         calls = {"torchquant": lambda i=i: ops.fused_observe_fake_quantize(
             i.x, *i.state, averaging_constant=0.01, axis=i.axis, symmetric=False, **CODES)}  # fmt: skip
-        if i.dtype == torch.float32:  # torch's keeps its state in the dtype of x
-            calls["torch"] = lambda i=i, on=on, state=(low, high, scale, zero_point): torch.fused_moving_avg_obs_fake_quant(
-                i.x, on, on, *state, 0.01, *CODES.values(), i.axis or 0, i.axis is not None)
-        yield Case(i.name("observe + fake_quantize"), calls, i.bytes(passes))
+        yield Case(i.name("observe + fake_quantize"), calls | torch_observe(i), i.bytes(passes))
+
+
+def delayed_cases():
+    """A step of a FakeQuantize whose range is delayed, the update of its scale included; torch's range is exact."""
+    ops = torch.ops.torchquant
+    for i in (Inputs(dtype, None) for dtype in DTYPES):
+
+        def step(i=i):
+            ops.fake_quantize_and_observe(i.x, i.scale, i.zero_point, *i.state[:3], averaging_constant=0.01, **CODES)
+            ops.qparams_from_min_max(*i.state[:2], symmetric=False, **CODES)
+
+        yield Case(i.name("delayed observe + fake_quantize"), {"torchquant": step} | torch_observe(i), i.bytes(2))
 
 
 FAMILIES = {
@@ -104,6 +121,7 @@ FAMILIES = {
     "backward": (("fake_quantize_backward",), backward_cases),
     "learnable_backward": (("fake_quantize_learnable_backward",), learnable_backward_cases),
     "observe": (("fused_observe_fake_quantize",), observe_cases),
+    "delayed": (("fake_quantize_and_observe", "qparams_from_min_max"), delayed_cases),
 }
 
 if __name__ == "__main__":

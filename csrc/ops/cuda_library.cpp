@@ -12,14 +12,23 @@
 namespace torchquant::ops {
 namespace {
 
-// The folder of the library that this function is part of.
-std::filesystem::path own_folder() {
+// The folder of the library that `address` is part of.
+std::filesystem::path folder_of(const void* address) {
   Dl_info info{};
-  const auto* address = reinterpret_cast<const void*>(&load_cuda_library);
   return dladdr(address, &info) != 0 ? std::filesystem::path(info.dli_fname).parent_path() : std::filesystem::path();
 }
 
-std::filesystem::path cuda_library() { return own_folder() / "libtorchquant_cuda.so"; }
+std::filesystem::path cuda_library() {
+  return folder_of(reinterpret_cast<const void*>(&load_cuda_library)) / "libtorchquant_cuda.so";
+}
+
+// torch's CUDA half lies beside its CPU half. Named by its path, because what our own library finds by itself depends
+// on where each of them was installed.
+std::filesystem::path torch_cuda_library() {
+  return folder_of(reinterpret_cast<const void*>(&at::globalContext)) / "libtorch_cuda.so";
+}
+
+bool torch_cuda_is_loaded() { return dlopen(torch_cuda_library().c_str(), RTLD_NOW | RTLD_NOLOAD) != nullptr; }
 
 std::atomic<CudaCapability> capability_function{nullptr};
 
@@ -34,13 +43,21 @@ bool load_shared_library(const std::filesystem::path& path) {
   return true;
 }
 
+// Without torch's CUDA half, torch is not asked: it would remember for good that there is no GPU, and a module could
+// not be moved to one later.
 void load_cuda_library() {
-  static const bool loaded = at::globalContext().hasCUDA() && load_shared_library(cuda_library());
+  static const bool loaded =
+      torch_cuda_is_loaded() && at::globalContext().hasCUDA() && load_shared_library(cuda_library());
   static_cast<void>(loaded);
 }
 
 // Python and the linker may have loaded it from elsewhere.
-bool require_cuda_library() { return cuda_capability() != nullptr || load_shared_library(cuda_library()); }
+bool require_cuda_library() {
+  if (cuda_capability() != nullptr) return true;
+  if (!std::filesystem::exists(cuda_library())) return false;
+  load_shared_library(torch_cuda_library());
+  return load_shared_library(cuda_library());
+}
 
 void set_cuda_capability(CudaCapability function) { capability_function = function; }
 

@@ -43,15 +43,6 @@ at::Tensor meta(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& 
   return at::empty_like(x);
 }
 
-// The other devices, in two passes.
-at::Tensor composed(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
-                    const at::Tensor& min_val, const at::Tensor& max_val, const at::Tensor& nonfinite_count,
-                    double averaging_constant, int64_t quant_min, int64_t quant_max) {
-  check(x, scale, zero_point, min_val, max_val, nonfinite_count, averaging_constant, quant_min, quant_max);
-  observe_moving_average(x, min_val, max_val, nonfinite_count, std::nullopt, std::nullopt, averaging_constant);
-  return fake_quantize(x, scale, zero_point, std::nullopt, std::nullopt, quant_min, quant_max);
-}
-
 // Block by block, so that the second of the two kernels finds its input in the cache. Returns what x holds.
 kernels::MinMax quantize_and_observe_blocks(const at::Tensor& dense, const at::Tensor& output, const CpuQParams& params,
                                             numerics::QRange range) {
@@ -135,7 +126,6 @@ TORCH_LIBRARY_FRAGMENT(torchquant, m) {
       {at::Tag::pt2_compliant_tag});
 }
 TORCH_LIBRARY_IMPL(torchquant, CPU, m) { m.impl(kOp, cpu); }
-TORCH_LIBRARY_IMPL(torchquant, CUDA, m) { m.impl(kOp, composed); }
 TORCH_LIBRARY_IMPL(torchquant, Meta, m) { m.impl(kOp, meta); }
 TORCH_LIBRARY_IMPL(torchquant, Autograd, m) { m.impl(kOp, autograd); }
 TORCH_LIBRARY_IMPL(torchquant, ADInplaceOrView, m) { m.impl(kOp, count_mutations); }

@@ -80,7 +80,6 @@ void run_integer_conv(const CudaConvCall& call, const at::Tensor& out) {
       element_type(call.x.scalar_type()),
       static_cast<int32_t>(call.x_zero_point),
       packed.const_data_ptr(),
-      nullptr,
       {multiplier.const_data_ptr<float>(), bias.const_data_ptr<float>(), residual, call.output},
       stored.mutable_data_ptr()};
   C10_CUDA_CHECK(kernels::cuda::integer_conv(args, c10::cuda::getCurrentCUDAStream(call.x.get_device())));

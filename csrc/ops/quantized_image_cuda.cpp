@@ -12,12 +12,18 @@ namespace {
 
 // x in channels-last order and what the kernel writes: `out`, or an fp32 tensor where the op's output is a half type.
 struct ImageCall {
-  ImageCall(const at::Tensor& given, const at::Tensor& out)
+  ImageCall(const char* op, const at::Tensor& given, const at::Tensor& out)
       : guard(given.device()),
         x(to_channels_last(given)),
         written(compute_dtype(out.scalar_type()) == out.scalar_type()
                     ? out
-                    : at::empty_like(out, out.options().dtype(at::kFloat))) {}
+                    : at::empty_like(out, out.options().dtype(at::kFloat))) {
+    const kernels::ImageLayout image = image_layout(out);
+    const int64_t pieces = kernels::cuda::image_pieces(image.height * image.width, out.size(1));
+    TORCH_CHECK(pieces <= kernels::cuda::kMaxImagePieces, op, ": an output image on CUDA must have at most ",
+                kernels::cuda::kMaxImagePieces, " pieces of ", kernels::cuda::kPieceChannels,
+                " channels of a pixel, got shape ", out.sizes());
+  }
 
   cudaStream_t stream() const { return c10::cuda::getCurrentCUDAStream(x.get_device()); }
 
@@ -33,7 +39,7 @@ at::Tensor quantized_max_pool(const at::Tensor& x, at::IntArrayRef kernel_size, 
   const at::Tensor out = check_and_allocate<&quantized_max_pool>("torchquant::quantized_max_pool", x, kernel_size,
                                                                  stride, padding, dilation, ceil_mode, pad_value);
   const PoolParams p{kernel_size, stride, padding, dilation, ceil_mode};
-  const ImageCall call(x, out);
+  const ImageCall call("quantized_max_pool", x, out);
   const kernels::MaxPoolArgs args{
       x.size(1),        max_pool_axis(p, /*height=*/true), max_pool_axis(p, /*height=*/false), call.x.const_data_ptr(),
       image_layout(x),  element_type(x.scalar_type()),     static_cast<int32_t>(pad_value),    out.mutable_data_ptr(),
@@ -54,7 +60,7 @@ struct AveragePool {
 
 at::Tensor average(const at::Tensor& x, const at::Tensor& out, const AveragePool& pool) {
   check_window(pool.op, pool.rows, pool.columns);
-  const ImageCall call(x, out);
+  const ImageCall call(pool.op, x, out);
   const kernels::AvgPoolArgs args{x.size(1),
                                   nullptr,
                                   nullptr,
@@ -111,7 +117,7 @@ at::Tensor quantized_resize_linear(const at::Tensor& x, at::OptionalIntArrayRef 
   const at::Tensor out = check_and_allocate<&quantized_resize_linear>(
       "torchquant::quantized_resize_linear", x, output_size, align_corners, scale_factors, x_zero_point, multiplier,
       output_zero_point, output_quant_min, output_quant_max, output_dtype);
-  const ImageCall call(x, out);
+  const ImageCall call("quantized_resize_linear", x, out);
   const kernels::ResizeLinearArgs args{
       x.size(1),
       call.x.const_data_ptr(),

@@ -47,6 +47,8 @@ at::Tensor quantized_linear_dynamic(const at::Tensor& x, const at::Tensor& weigh
   const int64_t depth = x.size(-1);
   const int64_t channels = out.size(-1);
   const int64_t rows = out.numel() / channels;
+  TORCH_CHECK(channels <= kernels::cuda::kMaxDynamicChannels, kOp, ": weight must have at most ",
+              kernels::cuda::kMaxDynamicChannels, " rows on CUDA, got ", channels);
   const at::Tensor dense_x = x.contiguous();
   const at::Tensor codes = aligned_codes(weight, channels, depth, weight_bits, weight_quant_min);
   const at::Tensor scale = weight_scale.contiguous();

@@ -6,6 +6,7 @@
 #include "ATen/Context.h"
 #include "ATen/core/Tensor.h"
 #include "ATen/core/dispatch/Dispatcher.h"
+#include "ATen/detail/CUDAHooksInterface.h"
 #include "c10/util/Exception.h"
 #include "ops/cuda_device.h"
 #include "ops/island/program.h"
@@ -19,8 +20,6 @@ constexpr int kOldestCapability = 80;
 // From which on GPUs multiply 8-bit floats, and the op that does.
 constexpr int kFloat8Capability = 89;
 constexpr const char* kFloat8Op = "quantized_linear_fp8";
-
-int64_t index_of(at::Device device) { return device.has_index() ? device.index() : 0; }
 
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
@@ -42,7 +41,8 @@ GpuFacts gather_facts(at::Device device) {
   facts.torch_reason = torch_reason();
   if (!facts.torch_reason.empty()) return facts;
   facts.gpus = static_cast<int64_t>(at::getNumGPUs());
-  if (index_of(device) < facts.gpus) facts.capability = ops::cuda_capability()(static_cast<int>(index_of(device)));
+  facts.index = device.has_index() ? device.index() : at::detail::getCUDAHooks().current_device();
+  if (facts.index < facts.gpus) facts.capability = ops::cuda_capability()(static_cast<int>(facts.index));
   return facts;
 }
 
@@ -103,13 +103,13 @@ std::vector<at::Tensor> tensors_of(const torch::jit::Module& module) {
 
 }  // namespace
 
-std::string why_unusable(const GpuFacts& facts, at::Device device) {
+std::string why_unusable(const GpuFacts& facts) {
   if (!facts.torchquant_has_cuda) {
     return "this torchquant was built without CUDA; build it where nvcc and a torch for CUDA are installed";
   }
   if (!facts.torch_has_cuda) return "this torch was built without CUDA";
   if (!facts.torch_reason.empty()) return facts.torch_reason;
-  if (index_of(device) >= facts.gpus) {
+  if (facts.index >= facts.gpus) {
     return "torch sees " + std::to_string(facts.gpus) + (facts.gpus == 1 ? " GPU" : " GPUs") + ", from cuda:0 on";
   }
   if (facts.capability < kOldestCapability) {
@@ -121,7 +121,7 @@ std::string why_unusable(const GpuFacts& facts, at::Device device) {
 
 void check_device(at::Device device) {
   if (!device.is_cuda()) return;
-  const std::string reason = why_unusable(gather_facts(device), device);
+  const std::string reason = why_unusable(gather_facts(device));
   TORCH_CHECK(reason.empty(), "torchquant: cannot use ", device, ": ", reason);
 }
 

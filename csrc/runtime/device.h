@@ -38,10 +38,11 @@ struct GpuFacts {
   bool torch_has_cuda;
   std::string torch_reason;  // why torch cannot start CUDA, in its own words; empty if it can
   int64_t gpus;
-  int capability;  // of the one that is asked for: 90 for sm_90
+  int64_t index;   // of the one that is asked for: the current one where only "cuda" was said
+  int capability;  // its: 90 for sm_90
 };
 
 // The clause that follows "cannot use cuda:0: "; empty if nothing is in the way.
-TQ_API std::string why_unusable(const GpuFacts& facts, at::Device device);
+TQ_API std::string why_unusable(const GpuFacts& facts);
 
 }  // namespace torchquant

@@ -72,7 +72,7 @@ def test_a_given_environment_without_torch_is_named_and_left_alone(tmp_path):
         bootstrap.check_environment(str(python))
     message = str(error.value)
     assert message.startswith(f"TORCHQUANT_PYTHON={python} lacks torch, torchvision, ")
-    assert f"\n  {python} -m pip install torch==" in message and "nlohmann-json==" in message
+    assert f"\n  {python} -m pip install torch==" in message and "rich==" in message
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -1,6 +1,8 @@
 """The C++ programs, built as a user builds them: they agree with Python, and link no Python."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 import torchquant as tq
+from torchquant import _build_info
 
 SOURCE_DIR = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(SOURCE_DIR / "scripts"))
@@ -87,6 +90,24 @@ def test_sensitivity_scan_ranks_as_python_does(programs, case, batch):
     assert result["quantized_sqnr_db"] == pytest.approx(report.candidates["int8"]["sqnr_db"], abs=1e-3)
     table = run(programs["sensitivity_scan"], folder / "prepared.pt", folder / "x.pt").stdout.splitlines()
     assert [line.split()[0] for line in table[1:]] == [row["layer"] for row in result["ranking"]]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_gpu_that_cannot_be_used_is_one_sentence(programs, case):
+    """The program links torch's CPU half alone: that it asks the driver shows that both CUDA halves were found and loaded."""
+    done = run(programs["run_quantized"], case[0] / "model.pt", case[0] / "x.pt", "--device", "cuda")
+    reason = "driver|GPU" if _build_info.CUDA and torch.version.cuda else "built without CUDA"
+    assert done.returncode == 1 and re.match(f"torchquant: cannot use cuda: .*({reason})[^\n]*\n$", done.stderr), done.stderr
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() and os.environ.get("TORCHQUANT_REQUIRE_CUDA") != "1", reason="no CUDA GPU: the kernels are compiled, not run"
+)
+def test_run_quantized_predicts_on_the_gpu_what_it_predicts_on_the_cpu(programs, case):
+    folder, x, quantized = case
+    done = run(programs["run_quantized"], folder / "model.pt", folder / "x.pt", "--device", "cuda", "--runs", 5, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["predictions"] == quantized(x).argmax(-1).tolist()
 
 
 @pytest.mark.parametrize("name", ["run_quantized", "convert", "sensitivity_scan"])

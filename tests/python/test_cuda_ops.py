@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from support import quantized_op_samples  # noqa: F401  (registers the samples of the integer ops)
 from support.handwritten import Linear, activation
 from support.op_samples import SAMPLES
 from torch.utils import _pytree as pytree
@@ -16,7 +17,7 @@ from torchquant.convert import convert_script
 # Sums of fp32 gradients are added in another order on a GPU: the named exception to bit-equality.
 SUMMED = {"fake_quantize_learnable_backward"}
 # Sums of an order of their own whose results are in the input's type: torch's usual tolerances for it.
-SUMMED_AND_NARROWED = {"kv_cache_attention", "quantized_linear_weight_only"}
+SUMMED_AND_NARROWED = {"attention", "kv_cache_attention", "layer_norm", "quantized_linear_weight_only"}
 # The tensor cores add products of 8-bit floats with about 14 bits.
 SUMMED_BY_FP8_CORES = {"quantized_linear_fp8"}
 
@@ -152,6 +153,30 @@ def test_training_ops_are_captured_by_a_graph():
 
 
 @needs_gpu
+def test_a_delayed_step_is_captured_and_every_replay_moves_the_range():
+    spec = torchquant.QuantSpec.activation(delayed=True, averaging_constant=0.3)
+    on_cpu, on_gpu = (torchquant.FakeQuantize(spec.with_observer_for(training=True)).to(device) for device in ("cpu", "cuda"))
+    x = torch.empty(5, 1001, device="cuda")
+
+    def batch():
+        x.copy_(values := torch.randn(5, 1001))
+        return values
+
+    for _ in range(2):  # the first range, and a delayed step before the capture
+        on_cpu(batch())
+        on_gpu(x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = on_gpu(x)
+    for _ in range(3):
+        expected = on_cpu(batch())
+        graph.replay()
+        assert torch.equal(captured.cpu(), expected)
+        for a, b in zip(on_gpu.state_dict().values(), on_cpu.state_dict().values(), strict=True):
+            assert torch.equal(a.cpu(), b)
+
+
+@needs_gpu
 @pytest.mark.parametrize("rows, depth", [(15, 3072), (4, 12160)])
 def test_dynamic_linear_beside_the_48_kb_of_a_block(rows, depth):
     """Dynamic and static shared memory that only together exceed what a launch gets unasked."""
@@ -240,3 +265,33 @@ def test_a_converted_network_gives_on_cuda_what_it_gives_on_cpu(make, shape, qco
     rounding = 1e-2 if qconfig == "fp8_dynamic" else 1e-4
     tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": rounding, "atol": rounding}
     torch.testing.assert_close(on_gpu(x.cuda()).cpu(), quantized(x), **tolerance)
+
+
+@needs_gpu
+@pytest.mark.parametrize("make, shape, qconfig", [
+    (Network, (4, 3, 12, 12), "int8_static"), (mlp, (5, 64), "int8_dynamic"), (mlp, (5, 64), "int8_weight_only"),
+])  # fmt: skip
+def test_a_whole_network_is_captured_by_a_graph(make, shape, qconfig):
+    x = torch.randn(shape)
+    quantized = torchquant.quantize_model(make().eval(), (x,), getattr(torchquant.qconfigs, qconfig)(), calibration=[x]).to("cuda")
+    x, graph = x.cuda(), torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        warm_up = torch.cuda.Stream()
+        with torch.cuda.stream(warm_up):
+            for _ in range(3):  # packs the weights; TorchScript settles in its first calls
+                quantized(x)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            captured = quantized(x)
+        x.copy_(torch.randn(shape))
+        graph.replay()
+        assert torch.equal(captured, quantized(x))
+
+
+@needs_gpu
+def test_a_first_call_inside_a_capture_says_what_to_do():
+    x, weight = torch.randn(3, 64, device="cuda"), torch.randint(-127, 128, (8, 64), dtype=torch.int8, device="cuda")
+    scale = torch.rand(8, device="cuda")
+    with pytest.raises(RuntimeError, match="must be packed before a CUDA graph is captured: call the model once before the capture"):
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            torch.ops.torchquant.quantized_linear_weight_only(x, weight, scale)

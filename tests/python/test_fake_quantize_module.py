@@ -21,6 +21,7 @@ INT8 = {"quant_min": -127, "quant_max": 127}
 ACTIVATION = QuantSpec.activation(observer="moving_average")
 STATIC_SPECS = {
     "moving_average": ACTIVATION,
+    "delayed": replace(ACTIVATION, delayed=True),
     "min_max": QuantSpec.activation(observer="min_max"),
     "mse": QuantSpec.activation(observer="mse", bins=512),
     "weight": QuantSpec.weight(),
@@ -94,6 +95,26 @@ def test_the_fused_op_equals_observing_and_then_fake_quantizing():
             assert torch.equal(fused(x), apart(x))
         for a, b in zip(fused.state_dict().values(), apart.state_dict().values(), strict=True):
             assert torch.equal(a, b)
+
+
+def test_a_delayed_step_uses_the_range_of_the_steps_before_it():
+    spec = replace(ACTIVATION, averaging_constant=0.3)
+    delayed, exact = FakeQuantize(replace(spec, delayed=True)), FakeQuantize(spec)
+    for step in range(4):
+        x = torch.randn(50) * (step + 1)
+        before = delayed.scale.clone(), delayed.zero_point.clone()
+        y, newest = delayed(x), exact(x)
+        assert torch.equal(y, newest if step == 0 else ops.fake_quantize(x, *before, **UINT8))
+        assert step == 0 or not torch.equal(y, newest)
+        for a, b in zip(delayed.state_dict().values(), exact.state_dict().values(), strict=True):
+            assert torch.equal(a, b)  # the ranges, and what an evaluation uses, are the same
+    assert torch.equal(delayed.eval()(x), exact.eval()(x))
+
+
+def test_a_delayed_step_reads_the_tensor_once():
+    fake_quant = FakeQuantize(STATIC_SPECS["delayed"])
+    assert calls_of(fake_quant, torch.randn(3)) == ["fused_observe_fake_quantize"]  # nothing came before the first
+    assert calls_of(fake_quant, torch.randn(3)) == ["fake_quantize_and_observe", "qparams_from_min_max"]
 
 
 def calls_of(fake_quant, x):
@@ -252,7 +273,7 @@ def test_a_learned_fake_quant_used_twice_before_backward():
     assert fake_quant.scale.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("spec", [ACTIVATION, STATIC_SPECS["power_of_two"]], ids=["one op", "several ops"])
+@pytest.mark.parametrize("spec", [ACTIVATION, STATIC_SPECS["power_of_two"], STATIC_SPECS["delayed"]], ids=["one op", "several ops", "delayed"])
 def test_a_later_forward_leaves_an_earlier_backward_alone(spec):
     fake_quant = FakeQuantize(spec)
     fake_quant(torch.tensor([0.0, 1.0]))

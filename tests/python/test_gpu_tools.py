@@ -1,7 +1,10 @@
 """What serves a GPU machine, as far as it runs without one: scripts/gpu_check.sh, benchmarks/cuda, tests/check_cuda_spills.py."""
 
+import argparse
 import importlib
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,12 +24,12 @@ def gpu_check(*arguments, python=sys.executable):
 def test_gpu_check_explains_itself():
     result = gpu_check("--help")
     assert result.returncode == 0
-    for word in ("--only", "--results", "build,tests,sanitizer,benchmarks", "TORCHQUANT_NLOHMANN_JSON_DIR"):
+    for word in ("--only", "--results", "build,tests,sanitizer,benchmarks,cpp", "TORCHQUANT_PYTHON"):
         assert word in result.stdout
 
 
 @pytest.mark.parametrize("arguments, text", [
-    (["--only", "tests,nothing"], "--only takes build,tests,sanitizer,benchmarks, got 'nothing'."),
+    (["--only", "tests,nothing"], "--only takes build,tests,sanitizer,benchmarks,cpp, got 'nothing'."),
     (["--only"], "--only needs a list"),
     (["--fast"], "unknown argument '--fast'"),
 ])  # fmt: skip
@@ -35,10 +38,65 @@ def test_gpu_check_refuses_wrong_arguments(arguments, text):
     assert result.returncode == 2 and text in result.stderr and not result.stdout
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_gpu_check_says_that_there_is_no_gpu():
+    result = gpu_check("--only", "build")
+    assert result.returncode == 1
+    assert result.stderr == f"gpu_check: torch of '{sys.executable}' sees no CUDA GPU, so there is nothing to check on this machine.\n"
+
+
+def test_gpu_check_says_that_there_is_no_torch():
     result = gpu_check("--only", "build", python="/bin/false")
     assert result.returncode == 1
-    assert result.stderr == "gpu_check: torch of '/bin/false' sees no CUDA GPU, so there is nothing to check on this machine.\n"
+    assert result.stderr == "gpu_check: '/bin/false' cannot import torch; TORCHQUANT_PYTHON names another Python.\n"
+
+
+@pytest.fixture
+def python_with_a_gpu(tmp_path):
+    """Answers for a GPU, prints what it is told to run, and fails where that holds `failing`."""
+
+    def make(capability, failing="nothing"):
+        path = tmp_path / "python"
+        path.write_text(f"""#!/bin/sh
+case "$*" in
+  *get_device_capability*) echo "{capability} NVIDIA H200" ;;
+  *gpu_check_*) exec {sys.executable} "$@" ;;
+  *{failing}*) exit 3 ;;
+  *) echo "ran: $* for $TORCHQUANT_CUDA_ARCHITECTURES" ;;
+esac
+""")
+        path.chmod(0o755)
+        return str(path)
+
+    return make
+
+
+def test_gpu_check_runs_the_parts_in_order_and_writes_json(python_with_a_gpu, tmp_path):
+    result = gpu_check("--results", tmp_path / "results", python=python_with_a_gpu("9 0", failing="inference_ops"))
+    assert result.returncode == 1  # a benchmark failed, and the others went on
+    ran = [line for line in result.stdout.splitlines() if line.startswith("ran: ")]
+    assert all(line.endswith("for 90a-real") for line in ran)
+    assert [word in line for word, line in zip(("cmake_build.py build", "test_cuda_ops.py"), ran)] == [True, True]
+    document = json.loads((tmp_path / "results" / "gpu_check_nvidia_h200.json").read_text())
+    assert document["gpu"] == "NVIDIA H200"
+    status = {row["what"]: row["status"] for row in document["rows"] if row["part"] == "benchmarks"}
+    assert status == {
+        "benchmarks/cuda/training_ops.py": "passed", "benchmarks/cuda/inference_ops.py": "failed (3)", "benchmarks/cuda/networks.py": "passed",
+    }  # fmt: skip
+    assert [row["part"] for row in document["rows"]][-1] == "cpp" and "skipped: nine minutes" in document["rows"][-1]["status"]
+
+
+def test_gpu_check_refuses_a_gpu_that_is_too_old(python_with_a_gpu, tmp_path):
+    result = gpu_check("--results", tmp_path, python=python_with_a_gpu("7 5"))
+    assert result.returncode == 1 and "is of compute capability 7.5, and the kernels need 8.0 (Ampere) or newer." in result.stderr
+
+
+def test_the_parts_of_gpu_check_fit_into_nine_minutes():
+    script = (ROOT / "scripts" / "gpu_check.sh").read_text().split("cpp_part()")[0]
+    limits = [int(number) for number in re.findall(r" run (?:build|tests) (\d+) ", script)]
+    limits += 2 * [int(number) for number in re.findall(r" run sanitizer (\d+) ", script)]  # memcheck and racecheck
+    limits += [int(number) for number in re.findall(r"[a-z]:(\d+)", script)]
+    assert len(limits) == 7 and sum(limits) < 540
 
 
 @pytest.fixture
@@ -71,6 +129,22 @@ def test_a_time_is_a_share_of_the_slower_limit(benchmark):
         assert common.share_of_limit(compute, 1.0, limits) == pytest.approx(share)
     row = common.summary(memory, {"torchquant": 2.0, "torch": 5.0}, limits)
     assert row["times_faster_than"] == {"torch": 2.5}
+
+
+def test_a_benchmark_that_is_stopped_keeps_what_it_measured(benchmark, monkeypatch, capsys):
+    common = benchmark("common")
+    monkeypatch.setattr(common, "medians", lambda calls, seconds: dict.fromkeys(calls, 1.0))
+
+    def cases(stopped):
+        yield common.Case("first", {"torchquant": None})
+        if stopped:
+            common.end_the_run(None, None)
+
+    families = {name: ((), lambda name=name: cases(name == "b")) for name in "abc"}
+    options = argparse.Namespace(only=None, seconds=0.1)
+    rows, skipped = common.run_cases(families, options, common.Limits(1e12, 1e14, 2e14))
+    assert len(rows) == 2 and skipped == {"b": "the time was up", "c": "the time was up"}
+    assert "stopped at b" in capsys.readouterr().out
 
 
 def test_benchmarks_name_ops_that_this_build_lacks(benchmark):

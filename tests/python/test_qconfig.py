@@ -86,6 +86,11 @@ def test_replace_keeps_a_spec_whole():
         (lambda: QuantSpec.activation(bins=8), r"bins must be from 16 to 1048576, got 8"),
         (lambda: QuantSpec.activation(dynamic=True), r"axis must be -1 .* when dynamic, got None"),
         (lambda: QuantSpec.activation(learnable_zero_point=True), r"learnable must be True when learnable_zero_point is"),
+        (lambda: QuantSpec.weight(delayed=True), r"axis must be None \(one scale for the tensor\) when delayed, got 0"),
+        (lambda: QuantSpec.activation(delayed=True, observer="mse"), r"observer must be auto or moving_average when delayed, got 'mse'"),
+        (lambda: QuantSpec.activation(delayed=True, learnable=True), r"delayed must be False where the scale or clipping value is learned"),
+        (lambda: QuantSpec.activation(delayed=True, power_of_two=True), r"power_of_two must be False when delayed"),
+        (lambda: QuantSpec.activation(delayed=True, rounding="noise"), r"rounding must be nearest when delayed, got 'noise'"),
     ],
 )
 def test_a_wrong_spec_says_what_is_allowed(make, message):

@@ -230,7 +230,7 @@ NOISY = QConfig(QuantSpec.weight(4, rounding="stochastic"), QuantSpec.activation
 CHECKPOINTED = {
     "int8": tq.qconfigs.int8_static(), "min_max": tq.qconfigs.int8_static(observer="min_max"), "dynamic": tq.qconfigs.int8_dynamic(),
     "learned": tq.qconfigs.learned(learn_zero_point=True), "pact": tq.qconfigs.pact(), "power_of_two": tq.qconfigs.power_of_two(),
-    "noise": NOISY,
+    "noise": NOISY, "delayed": QConfig(QuantSpec.weight(), QuantSpec.activation(delayed=True)),
 }  # fmt: skip
 
 

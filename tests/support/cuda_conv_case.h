@@ -103,7 +103,7 @@ class CudaConvCase {
     return result;
   }
 
-  std::vector<uint8_t> emulated(const float* row_scale = nullptr) {
+  std::vector<uint8_t> emulated() {
     const ConvSpec& spec = layer_.spec;
     std::vector<uint8_t> packed(static_cast<size_t>(cuda::packed_conv_bytes(spec)), 0xA5);
     EXPECT_EQ(cuda::pack_conv(spec, stored_weight(), packed.data(), nullptr), cudaSuccess);
@@ -115,14 +115,11 @@ class CudaConvCase {
     if (layer_.residual) fused.residual.data = residual_.data();
     const cuda::IntegerConvArgs args{spec,       layer_.batch, layer_.height, layer_.width,        out_height_,
                                      out_width_, x_.data(),    layer_.x_type, layer_.x_zero_point, packed.data(),
-                                     row_scale,  fused,        out.data(),    layer_.tile};
+                                     fused,      out.data(),   layer_.tile};
     EXPECT_EQ(cuda::integer_conv(args, nullptr), cudaSuccess);
     return {out.data(), out.end()};
   }
 
-  void scale_multipliers(float factor) {
-    for (float& multiplier : multiplier_) multiplier = factor * multiplier;
-  }
   void set_weights(int8_t value) { std::fill(weight_.begin(), weight_.end(), value); }
   void set_inputs(uint8_t value) { std::fill(x_.data(), x_.end(), value); }
 

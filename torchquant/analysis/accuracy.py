@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
 from torchquant.analysis.labelled_data import LabelledBatch
 from torchquant.progress import ProgressBar
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RESAMPLES = 1000
 MODELS = ("float", "quantized")
@@ -109,13 +112,16 @@ class _Scores:
                 f"validate: metric must return one number, or one score for each of the {batch.size} samples of batch {batch.index}; "
                 f"it returned {list(score.shape)}"
             )
-        if not np.isfinite(score).all():
-            first = int(np.flatnonzero(~np.isfinite(score))[0])
+        finite = [math.isfinite(value) for value in score]
+        if not all(finite):
+            first = finite.index(False)
             raise ValueError(f"validate: metric gives {score[first]} for sample {first} of batch {batch.index} with the {name} model")
         self.per_sample = True
         self.scores[name].append(score)
 
     def _call(self, outputs, labels, where: str) -> np.ndarray:
+        import numpy as np  # here and below: training and converting need torch alone
+
         try:
             return np.asarray(self.metric(outputs, labels), dtype=np.float64)
         except Exception as error:  # the user's code, whatever it raises
@@ -123,6 +129,8 @@ class _Scores:
 
     def values(self) -> dict[str, float]:
         if self.per_sample:
+            import numpy as np
+
             self.scores = {name: [np.concatenate(parts)] for name, parts in self.scores.items()}
             return {name: float(scores[0].mean()) for name, scores in self.scores.items()}
         self.outputs = {name: _joined(parts, "outputs") for name, parts in self.outputs.items()}
@@ -137,6 +145,8 @@ class _Scores:
         """(interval of the drop, its method, McNemar's p-value where there is one)."""
         if not self.per_sample:
             return self._bootstrap(sign, confidence), f"percentile bootstrap of {RESAMPLES} resamples (Efron 1979)", None
+        import numpy as np
+
         differences = sign * (self.scores["float"][0] - self.scores["quantized"][0])
         if np.isin(self.scores["float"][0], (0, 1)).all() and np.isin(self.scores["quantized"][0], (0, 1)).all():
             return paired_proportions(differences, confidence)
@@ -153,6 +163,7 @@ class _Scores:
                 "validate: the confidence interval of a metric of the data as a whole needs at least 2 samples to draw from, data has "
                 f"{self.samples}; give more data"
             )
+        import numpy as np
         from scipy import stats
 
         with ProgressBar("validating: confidence interval", RESAMPLES) as bar:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +16,9 @@ from torchquant.errors import no_such_layer
 from torchquant.observers import HistogramObserver, make_observer
 from torchquant.qconfig import QuantSpec
 from torchquant.shown_as_table import ShownAsTable, new_table
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # The signal-to-noise ratio of a full-range signal in 8 bits: 6.02 * 8 + 1.76 dB. Where the first layer's fall is measured from, and a
 # full bar in the report.
@@ -184,6 +187,8 @@ class ComparedLayer:
         """(bins + 1 edges that take in the observed values and the range, counts [channels, bins]); None where nothing was compared."""
         if self.histogram is None or not self.histogram.observed:
             return None
+        import numpy as np  # here and below: training and converting need torch alone
+
         low, high = self.observed if self.range is None else (min(self.observed[0], self.range[0]), max(self.observed[1], self.range[1]))
         margin = 0.02 * (high - low) or 1.0
         grid = np.linspace(low - margin, high + margin, bins + 1)
@@ -321,6 +326,8 @@ def histogram_of(observer: HistogramObserver) -> list[tuple[list[float], Tensor]
 
 def _on_grid(edges: np.ndarray, counts: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """The counts spread over the bins of another grid, evenly inside each of their own."""
+    import numpy as np
+
     return np.diff(np.interp(grid, edges, np.concatenate([[0.0], np.cumsum(counts)])))
 
 

@@ -11,7 +11,6 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from torchquant.analysis.mixed_precision import Unreachable, choose
 from torchquant.files import write_text
 from torchquant.qconfig import QConfig, QConfigMapping
 from torchquant.shown_as_table import ShownAsTable, new_table
@@ -84,6 +83,8 @@ class SensitivityReport(ShownAsTable):
         Raises:
             ValueError: no budget, or one that cannot be met; the error names the least that can be reached.
         """
+        from torchquant.analysis.mixed_precision import Unreachable, choose  # here and below: only solvers need numpy and scipy
+
         budgets = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb, "max_accuracy_drop": max_accuracy_drop}
         budgets = {name: float(value) for name, value in budgets.items() if value is not None}
         self._check_budgets(budgets)
@@ -119,6 +120,8 @@ class SensitivityReport(ShownAsTable):
         quantity = quantity or ("size_mb" if self.float_latency_ms is None else "latency_ms")
         if quantity not in ("latency_ms", "size_mb") or (quantity == "latency_ms" and self.float_latency_ms is None):
             raise ValueError(f"pareto: quantity must be 'size_mb', or 'latency_ms' if that was measured; got {quantity!r}")
+        from torchquant.analysis.mixed_precision import Unreachable, choose
+
         layers, options = self._options()
         least = sum(min(option[quantity] for option in choices) for choices in options)
         most = sum(choices[0][quantity] for choices in options)

@@ -96,15 +96,14 @@ struct ChannelScales {
 };
 
 // The whole epilogue of `valid` adjacent accumulators: element `index` of the output and, laid out like it, of the
-// residual. `row_scale` multiplies the multipliers of a layer with dynamic input (docs/numerics.md); 1 changes no bit.
+// residual.
 template <int COUNT>
 __device__ __forceinline__ void finish_run(const int32_t (&acc)[COUNT], const ChannelScales<COUNT>& scales,
-                                           float row_scale, const Epilogue& epilogue, void* out, int64_t index,
-                                           int valid = COUNT) {
+                                           const Epilogue& epilogue, void* out, int64_t index, int valid = COUNT) {
   float v[COUNT];
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) {
-    v[i] = numerics::scale_accumulator(acc[i], row_scale * scales.multiplier[i], scales.bias[i]);
+    v[i] = numerics::scale_accumulator(acc[i], scales.multiplier[i], scales.bias[i]);
   }
   add_residual(v, epilogue.residual, index, valid);
   store_values(v, epilogue.output, out, index, valid);

@@ -13,9 +13,20 @@ using numerics::Moments;
 using numerics::Range;
 using numerics::RangeError;
 
-constexpr int64_t kSearchBlocks = 512;  // each with its own prefix sums in scratch
+// Bytes of the prefix sums that a block of a search for MSE or entropy keeps in scratch.
+size_t prefix_bytes(HistogramSearch search, int32_t bins) {
+  const size_t entry = search == HistogramSearch::kMse ? sizeof(Moments) : sizeof(EntropySums);
+  return (static_cast<size_t>(bins) + 1) * entry;
+}
 
-int64_t search_blocks(int64_t channels) { return channels < kSearchBlocks ? channels : kSearchBlocks; }
+// Blocks of a search by prefix sums, which take turns at the channels: enough for a GPU, and no more than have scratch.
+int64_t search_blocks(HistogramSearch search, int64_t channels, int32_t bins) {
+  constexpr int64_t kMostBlocks = 512;
+  constexpr size_t kMostScratch = size_t{64} << 20;  // two blocks of the most bins that a histogram may have
+  const auto fitting = static_cast<int64_t>(kMostScratch / prefix_bytes(search, bins));
+  const int64_t blocks = fitting < kMostBlocks ? fitting : kMostBlocks;
+  return channels < blocks ? channels : blocks;
+}
 
 __device__ numerics::Histogram channel_of(const Histogram& state, int64_t channel) {
   const Range seen{state.min_val[channel], state.max_val[channel]};
@@ -128,25 +139,21 @@ __global__ void __launch_bounds__(kThreads) entropy_kernel(Histogram state, Scal
 
 size_t histogram_search_scratch_bytes(HistogramSearch search, int64_t channels, int32_t bins) {
   if (search == HistogramSearch::kPercentile) return 0;
-  const size_t entry = search == HistogramSearch::kMse ? sizeof(Moments) : sizeof(EntropySums);
-  return static_cast<size_t>(search_blocks(channels)) * (static_cast<size_t>(bins) + 1) * entry;
+  return static_cast<size_t>(search_blocks(search, channels, bins)) * prefix_bytes(search, bins);
 }
 
 cudaError_t qparams_from_histogram(HistogramSearch search, Histogram state, double percentile, bool symmetric,
                                    QRange codes, float* scale, float* zero_point, void* scratch, cudaStream_t stream) {
   if (state.channels == 0) return cudaSuccess;
   const ScaleOutput out{scale, zero_point, symmetric, codes};
-  const auto blocks = static_cast<unsigned>(search_blocks(state.channels));
-  switch (search) {
-    case HistogramSearch::kPercentile:
-      return start_kernel(percentile_kernel, static_cast<unsigned>(ceil_div(state.channels, kThreads)), kThreads, 0,
-                          stream, state, percentile, out);
-    case HistogramSearch::kMse:
-      return start_kernel(mse_kernel, blocks, kThreads, 0, stream, state, out, static_cast<Moments*>(scratch));
-    case HistogramSearch::kEntropy:
-      return start_kernel(entropy_kernel, blocks, kThreads, 0, stream, state, out, static_cast<EntropySums*>(scratch));
+  if (search == HistogramSearch::kPercentile) {
+    return start_kernel(percentile_kernel, static_cast<unsigned>(ceil_div(state.channels, kThreads)), kThreads, 0,
+                        stream, state, percentile, out);
   }
-  return cudaErrorInvalidValue;
+  const auto blocks = static_cast<unsigned>(search_blocks(search, state.channels, state.bins));
+  if (search == HistogramSearch::kMse)
+    return start_kernel(mse_kernel, blocks, kThreads, 0, stream, state, out, static_cast<Moments*>(scratch));
+  return start_kernel(entropy_kernel, blocks, kThreads, 0, stream, state, out, static_cast<EntropySums*>(scratch));
 }
 
 }  // namespace torchquant::kernels::cuda

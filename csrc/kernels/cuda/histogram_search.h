@@ -10,7 +10,7 @@ namespace torchquant::kernels::cuda {
 
 enum class HistogramSearch { kPercentile, kMse, kEntropy };
 
-// Bytes of scratch that a search of these histograms needs.
+// Bytes of scratch that a search of these histograms needs: at most 64 MiB, however many there are.
 size_t histogram_search_scratch_bytes(HistogramSearch search, int64_t channels, int32_t bins);
 
 // scale, zero_point: state.channels values each, those of numerics/histogram_search.h to the bit. `percentile` is read

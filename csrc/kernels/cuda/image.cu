@@ -10,7 +10,7 @@ namespace torchquant::kernels::cuda {
 namespace {
 
 constexpr int kWide = 16;
-constexpr int kNarrow = 4;
+constexpr int kNarrow = static_cast<int>(kPieceChannels);
 // Threads from which on a GPU is full enough for each to take kWide channels.
 constexpr int64_t kManyThreads = 65536;
 
@@ -165,9 +165,8 @@ cudaError_t start(const Args& args, int64_t batch, cudaStream_t stream, const Ke
   const bool wide = batch * pixels * args.channels >= kManyThreads * kWide &&
                     has_whole_runs(args.x, args.x_layout, args.channels, kWide) &&
                     has_whole_runs(args.out, out, args.channels, kWide);
+  if (image_pieces(pixels, args.channels) > kMaxImagePieces) return cudaErrorInvalidValue;
   const int64_t work = pixels * ceil_div(args.channels, wide ? kWide : kNarrow);
-  constexpr int64_t kMostWork = int64_t{1} << 31;
-  if (work > kMostWork) return cudaErrorInvalidValue;
   constexpr int64_t kMostRows = 65535;  // of a grid
   const dim3 grid(static_cast<unsigned>(ceil_div(work, kThreads)),
                   static_cast<unsigned>(batch < kMostRows ? batch : kMostRows));

@@ -11,6 +11,14 @@
 
 namespace torchquant::kernels::cuda {
 
+// A thread takes this many channels of a pixel, or more. An output image of more such pieces than kMaxImagePieces is
+// refused.
+inline constexpr int64_t kPieceChannels = 4;
+constexpr int64_t image_pieces(int64_t pixels, int64_t channels) {
+  return pixels * ((channels + kPieceChannels - 1) / kPieceChannels);
+}
+inline constexpr int64_t kMaxImagePieces = int64_t{1} << 31;
+
 cudaError_t max_pool(const MaxPoolArgs& args, int64_t batch, cudaStream_t stream);
 
 // args.rows and args.columns are not read, and the output has no activation.

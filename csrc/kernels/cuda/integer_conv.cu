@@ -92,7 +92,6 @@ cudaError_t integer_conv(const IntegerConvArgs& args, cudaStream_t stream) {
                           reinterpret_cast<const int8_t*>(packed),
                           reinterpret_cast<const int32_t*>(packed + layout.sums_offset()),
                           layout.depthwise ? layout.rows() : layout.slots,
-                          args.row_scale,
                           args.epilogue,
                           args.out};
   if (params.shape.pixels == 0) return cudaSuccess;

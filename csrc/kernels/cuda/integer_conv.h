@@ -31,8 +31,7 @@ cudaError_t pack_conv(const ConvSpec& spec, const StoredConvWeight& weight, void
 // Which part of the output a block of the tensor-core kernel computes. kAuto is what callers want; tests name the rest.
 enum class ConvTile : int { kAuto = 0, kLarge, kMedium, kSmall };
 
-// All pointers are on the device. The residual is laid out like the output. `row_scale`, for the rows of a linear
-// layer with float output, multiplies the multiplier of each row; null for none.
+// All pointers are on the device. The residual is laid out like the output.
 struct IntegerConvArgs {
   ConvSpec spec;
   int64_t batch;
@@ -44,7 +43,6 @@ struct IntegerConvArgs {
   ElementType x_type;  // codes
   int32_t x_zero_point;
   const void* packed;
-  const float* row_scale;
   Epilogue epilogue;
   void* out;
   ConvTile tile = ConvTile::kAuto;

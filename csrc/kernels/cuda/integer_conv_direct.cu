@@ -45,8 +45,7 @@ __device__ __forceinline__ void for_each_tap(const ConvShape& shape, int32_t pix
 template <int COUNT>
 __device__ __forceinline__ void finish_pixel(const int32_t (&acc)[COUNT], const ChannelScales<COUNT>& scales,
                                              const ConvParams& params, int32_t pixel, int32_t channel, int valid) {
-  const float row_scale = params.row_scale != nullptr ? params.row_scale[pixel] : 1.0f;
-  finish_run(acc, scales, row_scale, params.epilogue, params.out,
+  finish_run(acc, scales, params.epilogue, params.out,
              static_cast<int64_t>(pixel) * params.shape.out_channels + channel, valid);
 }
 

@@ -17,7 +17,6 @@ struct ConvParams {
   const int8_t* weight;
   const int32_t* weight_sum;
   int64_t weight_pitch;  // codes of a row; depthwise: channels side by side
-  const float* row_scale;
   Epilogue epilogue;
   void* out;
 };

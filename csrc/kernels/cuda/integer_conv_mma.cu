@@ -2,9 +2,10 @@
 // channels. The matrix of inputs is never made: each 16-byte piece of a row is fetched from the image when a tile needs
 // it. Reached through integer_conv.cu.
 //
-// Tiles go through shared memory in a ring of kStages, filled by asynchronous copies kStages - 1 steps ahead. Inputs
-// enter the products as uint8: int8 codes get 128 added, in codes and zero point alike. Padding is stored as the zero
-// point, so that zero_point * weight_sum takes it out of every output alike.
+// Tiles go through a ring in shared memory (copy_ring.cuh). Inputs enter the products as uint8: int8 codes get 128
+// added, in codes and zero point alike. Padding is stored as the zero point, so that zero_point * weight_sum takes it
+// out of every output alike.
+#include "kernels/cuda/copy_ring.cuh"
 #include "kernels/cuda/finish.cuh"
 #include "kernels/cuda/integer_conv_kernels.cuh"
 
@@ -303,13 +304,11 @@ class Finisher {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) acc[i] += static_cast<uint32_t>(parts[i]);
     }
-    const float row_scale = params_.row_scale != nullptr ? params_.row_scale[pixel] : 1.0f;
     const int64_t element = static_cast<int64_t>(pixel) * params_.shape.out_channels + channel_;
     float v[kCount];
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      v[i] =
-          numerics::scale_accumulator(static_cast<int32_t>(acc[i]), row_scale * scales_.multiplier[i], scales_.bias[i]);
+      v[i] = numerics::scale_accumulator(static_cast<int32_t>(acc[i]), scales_.multiplier[i], scales_.bias[i]);
     }
     Residual residual = params_.epilogue.residual;
     if (shared_residual_ != nullptr) residual.data = shared_residual_;
@@ -333,23 +332,13 @@ __device__ __forceinline__ void multiply_block(const ConvParams& params, BlockPl
   WeightLoader<T> weights(params, place);
   const int steps = (params.shape.depth() + T::kDepth - 1) / T::kDepth;
   const uint32_t flip = params.signed_x ? 0x80808080u : 0u;
-  const auto load = [&](int step) {
-    if (step < steps) {
-      unsigned char* stage = ring + step % T::kStages * T::kStageBytes;
-      inputs.load(params.shape, stage);
-      weights.load(stage + T::kInputBytes);
-    }
-    commit_copies();  // also where nothing was loaded, so that the count of open groups says which step has come
-  };
-#pragma unroll 1
-  for (int step = 0; step < T::kStages - 1; ++step) load(step);
-#pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    wait_copies<T::kStages - 2>();
-    __syncthreads();  // this step's tile is there, and nobody reads the one before
-    load(step + T::kStages - 1);
-    multiply_stage<T>(ring + step % T::kStages * T::kStageBytes, warp, flip, sums);
-  }
+  run_through_ring<T::kStages, T::kStageBytes>(
+      ring, steps,
+      [&](int, unsigned char* stage) {
+        inputs.load(params.shape, stage);
+        weights.load(stage + T::kInputBytes);
+      },
+      [&](int, const unsigned char* stage) { multiply_stage<T>(stage, warp, flip, sums); });
 }
 
 template <typename T, bool GATHER>
@@ -361,7 +350,6 @@ __global__ void __launch_bounds__(T::kThreads, 2) conv_mma_kernel(const ConvPara
   const bool fetched = fetch_residual<T>(params, place, shared_residual);
   WarpSums<T> sums = {};
   multiply_block<T, GATHER>(params, place, warp, ring, sums);
-  wait_copies<0>();
   auto* shared_sums = reinterpret_cast<int32_t*>(ring);
   ConvParams finishing = params;
   finishing.zero_point += params.signed_x ? 128 : 0;

@@ -3,6 +3,7 @@
 //
 // Both products read fragments without ldmatrix: a sum over k may take its terms in any order, so lane member m takes
 // the 16 neighbours from 16 * m on of each 64 as its four registers of two products, from both operands alike.
+#include "kernels/cuda/copy_ring.cuh"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/linear_dynamic.h"
 #include "kernels/cuda/quantize_row.cuh"
@@ -260,32 +261,20 @@ __device__ void store_tile(const LinearDynamicArgs& args, const float* row_scale
 
 template <typename T, int SIZE>
 __global__ void __launch_bounds__(Tile<SIZE>::kThreads) many_rows_kernel(LinearDynamicArgs args, QuantizedRows rows) {
-  constexpr int kStages = Tile<SIZE>::kStages;
   unsigned char* shared = dynamic_shared();
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * SIZE;
   const int64_t first_channel = static_cast<int64_t>(blockIdx.y) * SIZE;
   const int64_t padded = padded_depth(args.depth);
-  const int steps = static_cast<int>(padded / kStep);
-  const auto copy_stage = [&](int step) {
-    if (step < steps) {
-      unsigned char* stage = shared + step % kStages * Tile<SIZE>::kStageBytes;
-      const int64_t k = static_cast<int64_t>(step) * kStep;
-      copy_operand<SIZE>(stage, rows.codes, first_row, args.rows, padded, k);
-      copy_operand<SIZE>(stage + Tile<SIZE>::kOperandBytes, args.weight, first_channel, args.channels,
-                         args.weight_stride, k);
-    }
-    commit_copies();  // an empty group too, so that the groups count steps
-  };
-#pragma unroll
-  for (int step = 0; step < kStages - 1; ++step) copy_stage(step);
   WarpSums<SIZE> sum = {};
-  for (int step = 0; step < steps; ++step) {
-    wait_copies<kStages - 2>();
-    __syncthreads();
-    copy_stage(step + kStages - 1);
-    multiply_stage<SIZE>(shared + step % kStages * Tile<SIZE>::kStageBytes, sum);
-  }
-  wait_copies<0>();
+  run_through_ring<Tile<SIZE>::kStages, Tile<SIZE>::kStageBytes>(
+      shared, static_cast<int>(padded / kStep),
+      [&](int step, unsigned char* stage) {
+        const int64_t k = static_cast<int64_t>(step) * kStep;
+        copy_operand<SIZE>(stage, rows.codes, first_row, args.rows, padded, k);
+        copy_operand<SIZE>(stage + Tile<SIZE>::kOperandBytes, args.weight, first_channel, args.channels,
+                           args.weight_stride, k);
+      },
+      [&](int, const unsigned char* stage) { multiply_stage<SIZE>(stage, sum); });
   __syncthreads();  // the sums overwrite the stages
   store_tile<T, SIZE>(args, rows.scale, first_row, first_channel, sum, reinterpret_cast<int32_t*>(shared));
 }

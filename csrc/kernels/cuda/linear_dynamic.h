@@ -25,6 +25,9 @@ struct LinearDynamicArgs {
   void* out;  // [rows, channels] of `type`
 };
 
+// Tiles of 64 channels are an axis of the grid that ends at 65535.
+inline constexpr int64_t kMaxDynamicChannels = int64_t{65535} * 64;
+
 // Codes that a row takes beside its values: whole steps of the kernels' loops, filled up with zeros.
 inline constexpr int64_t kDepthStep = 64;
 TQ_HOST_DEVICE constexpr int64_t padded_depth(int64_t depth) {

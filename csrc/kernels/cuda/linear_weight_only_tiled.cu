@@ -1,5 +1,6 @@
 // Weight-only linear layers for many rows of 16-bit floats: tiles whose inputs go through shared memory and whose
 // weights go from global memory to registers, where they are dequantized. Called through linear_weight_only.h.
+#include "kernels/cuda/copy_ring.cuh"
 #include "kernels/cuda/linear_weight_only.cuh"
 
 namespace torchquant::kernels::cuda {
@@ -115,10 +116,6 @@ __global__ void __launch_bounds__(kTileThreads, 2) tiled_kernel(WeightOnlyArgs a
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTileRows;
   const int first_block = (static_cast<int>(blockIdx.y) * 4 + warp) * kWarpBlocks;
   const int steps = weight.depth_blocks;
-  const auto copy_stage = [&](int step) {
-    if (step < steps) copy_rows(args, first_row, step * kBlockDepth, shared + step % kStages * kStageBytes);
-    commit_copies();  // an empty group too, so that the groups count steps
-  };
   BlockCodes<BITS> next[kWarpBlocks] = {};
   const auto load_codes = [&](int step) {
 #pragma unroll
@@ -129,20 +126,16 @@ __global__ void __launch_bounds__(kTileThreads, 2) tiled_kernel(WeightOnlyArgs a
     }
   };
   load_codes(0);
-#pragma unroll
-  for (int step = 0; step < kStages - 1; ++step) copy_stage(step);
   WarpSums sum = {};
-  for (int step = 0; step < steps; ++step) {
-    BlockCodes<BITS> now[kWarpBlocks];
+  run_through_ring<kStages, kStageBytes>(
+      shared, steps, [&](int step, unsigned char* stage) { copy_rows(args, first_row, step * kBlockDepth, stage); },
+      [&](int step, const unsigned char* stage) {
+        BlockCodes<BITS> now[kWarpBlocks];
 #pragma unroll
-    for (int block = 0; block < kWarpBlocks; ++block) now[block] = next[block];
-    load_codes(step + 1);
-    wait_copies<kStages - 2>();
-    __syncthreads();
-    copy_stage(step + kStages - 1);
-    multiply_stage<T, BITS>(weight, now, first_block, step, shared + step % kStages * kStageBytes, sum);
-  }
-  wait_copies<0>();
+        for (int block = 0; block < kWarpBlocks; ++block) now[block] = next[block];
+        load_codes(step + 1);
+        multiply_stage<T, BITS>(weight, now, first_block, step, stage, sum);
+      });
   __syncthreads();  // the sums overwrite the stages
   store_tile<T>(args, first_row, static_cast<int64_t>(blockIdx.y) * kTileChannels, sum,
                 reinterpret_cast<float*>(shared));

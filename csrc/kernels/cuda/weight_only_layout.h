@@ -44,11 +44,13 @@ struct PackedWeightLayout {
   int64_t bytes;
 };
 
-// Groups that the packed kernels do not take go to the plain one. Group numbers are found by a multiplication that is
-// exact up to here.
+// Shapes that the packed kernels do not take go to the plain one. Group numbers are found by a multiplication that is
+// exact up to kMaxDepth; blocks of channels are an axis of the grid that ends at 65535.
 constexpr bool takes_packed(const WeightOnlyShape& shape) {
   constexpr int64_t kMaxDepth = int64_t{1} << 20;
-  return (shape.group_size == shape.depth || shape.group_size % kScaleDepth == 0) && shape.depth <= kMaxDepth;
+  constexpr int64_t kMaxChannels = 65535 * kBlockChannels;
+  return (shape.group_size == shape.depth || shape.group_size % kScaleDepth == 0) && shape.depth <= kMaxDepth &&
+         shape.out_channels <= kMaxChannels;
 }
 
 // Where in a block a code belongs.

@@ -192,22 +192,5 @@ TEST(CudaGemm, NoRowsIsNothingToDo) {
   EXPECT_TRUE(CudaConvCase(layer, 1).emulated().empty());
 }
 
-// What a dynamic linear layer does: float outputs, each row with a scale of its own.
-TEST(CudaGemm, RowScalesMultiplyTheMultiplier) {
-  for (const ConvTile tile : kTiles) {
-    CudaLayer layer = linear_layer(3, 64, 20);
-    layer.tile = tile;
-    layer.output.type = ElementType::kFloat32;
-    const float row_scale[] = {0.37f, 1.0f, 1.0e-20f};
-    const auto scaled = CudaConvCase(layer, 1).emulated(row_scale);
-    for (size_t row = 0; row < 3; ++row) {
-      CudaConvCase numbers(layer, 1);
-      numbers.scale_multipliers(row_scale[row]);
-      const auto expected = numbers.reference();
-      EXPECT_EQ(std::memcmp(scaled.data() + row * 80, expected.data() + row * 80, 80), 0) << "row " << row;
-    }
-  }
-}
-
 }  // namespace
 }  // namespace torchquant::kernels

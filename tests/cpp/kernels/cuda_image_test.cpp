@@ -269,5 +269,17 @@ TEST_F(CudaLargeImage, LinearResize) {
       [&](uint8_t* out) { return cuda::resize_linear(args(out), axis, axis, 1, nullptr); });
 }
 
+TEST(CudaImage, AnImageBeyondTheIndexIsRefusedBeforeAnythingRuns) {
+  constexpr int64_t kSide = int64_t{1} << 16;
+  const auto max_pool = [](int64_t channels) {
+    MaxPoolArgs args{};
+    args.channels = channels;
+    args.out_layout = dense_image(kSide, kSide / 2, channels);
+    return cuda::max_pool(args, 1, nullptr);
+  };
+  EXPECT_EQ(cuda::image_pieces(kSide * kSide / 2, 4), cuda::kMaxImagePieces);
+  EXPECT_EQ(max_pool(5), cudaErrorInvalidValue);
+}
+
 }  // namespace
 }  // namespace torchquant::kernels

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/fake_quantize_and_observe.h"
 #include "kernels/cuda/histogram_search.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/fake_quantize.h"
@@ -342,6 +343,45 @@ TEST(CudaObserveFakeQuantize, IsTheReferencesObserveChooseAndFakeQuantize) {
   }
 }
 
+// Lengths that fill no access, a warp's share, several blocks; y by the given scale, the range as observed before.
+void expect_one_pass(int64_t n, FloatType type, int64_t offset) {
+  const FakeQuantizeCase c = cases()[0];
+  const ParamLayout layout = ParamLayout::per_tensor(n);
+  Observation state(1);
+  for (uint64_t seed : {14u, 15u}) {  // the second moves a range that the first has set
+    Elements x(type, test::fake_quantize_values(c, n, seed), offset);
+    Elements actual(type, n), expected(type, n);
+    const Params params(1, c);
+    const Observation next = observed(x, type, layout, 0.25f, state);
+    std::vector<double> scratch = dirty_scratch(layout);
+    ASSERT_EQ(fake_quantize_and_observe(x.data(), actual.data(), type, n, params.device(), c.range, state.device(),
+                                        0.25f, scratch.data(), nullptr),
+              cudaSuccess);
+    ASSERT_TRUE(state == next) << n << " elements";
+    reference().fake_quantize_run(x.data(), expected.data(), n, type, params.of(0, c.range), c.range);
+    expect_same(actual, expected, std::to_string(n) + " elements");
+  }
+}
+
+TEST(CudaFakeQuantizeAndObserve, QuantizesWithTheScaleGivenAndMovesTheRange) {
+  for (const int64_t n : {1, 3, 8, 257, 2100, 60001}) {
+    for (const FloatType type : kTypes) {
+      expect_one_pass(n, type, 0);
+      expect_one_pass(n, type, 1);
+    }
+  }
+}
+
+TEST(CudaFakeQuantizeAndObserve, NoElementsChangeNothing) {
+  Observation state(1);
+  const Observation before = state;
+  const float scale = 1.0f;
+  ASSERT_EQ(fake_quantize_and_observe(nullptr, nullptr, FloatType::kFloat32, 0, {&scale, &scale}, {0, 255},
+                                      state.device(), 0.5f, nullptr, nullptr),
+            cudaSuccess);
+  EXPECT_TRUE(state == before);
+}
+
 TEST(CudaHistogram, CountsAreThoseOfOnePassWhateverTheBatches) {
   for (const int32_t bins : {16, 2048, 40000}) {  // in several sets of shared bins, in four, in global memory
     constexpr int64_t kChannels = 3;
@@ -415,25 +455,41 @@ numerics::Range host_search(HistogramSearch search, const numerics::Histogram& h
                                          : numerics::entropy_range(h, symmetric, codes, sums.data());
 }
 
+void expect_host_bits(Histograms& state, HistogramSearch search, bool symmetric, QRange codes) {
+  const Histogram device{state.counts.data(), state.min_val.data(), state.max_val.data(), state.channels(), state.bins};
+  std::vector<double> scratch(histogram_search_scratch_bytes(search, state.channels(), state.bins) / 8 + 1, NAN);
+  std::vector<float> scale(state.min_val.size()), zero_point(state.min_val.size());
+  ASSERT_EQ(qparams_from_histogram(search, device, 99.0, symmetric, codes, scale.data(), zero_point.data(),
+                                   scratch.data(), nullptr),
+            cudaSuccess);
+  for (size_t c = 0; c < scale.size(); ++c) {
+    const numerics::Range range = host_search(search, state.channel(c), symmetric, codes);
+    const auto chosen = numerics::choose_qparams(range.min_val, range.max_val, symmetric, codes);
+    EXPECT_EQ(scale[c], chosen.scale) << static_cast<int>(search) << ", channel " << c;
+    EXPECT_EQ(zero_point[c], chosen.zero_point) << static_cast<int>(search) << ", channel " << c;
+  }
+}
+
 TEST(CudaHistogramSearch, EverySearchGivesTheHostsBits) {
   Histograms state(2048);
-  const Histogram device{state.counts.data(), state.min_val.data(), state.max_val.data(), state.channels(), state.bins};
   for (const auto search : {HistogramSearch::kPercentile, HistogramSearch::kMse, HistogramSearch::kEntropy}) {
     for (const QRange codes : {QRange{0, 255}, QRange{-7, 7}}) {
-      for (const bool symmetric : {false, true}) {
-        std::vector<double> scratch(histogram_search_scratch_bytes(search, state.channels(), state.bins) / 8 + 1, NAN);
-        std::vector<float> scale(state.min_val.size()), zero_point(state.min_val.size());
-        ASSERT_EQ(qparams_from_histogram(search, device, 99.0, symmetric, codes, scale.data(), zero_point.data(),
-                                         scratch.data(), nullptr),
-                  cudaSuccess);
-        for (size_t c = 0; c < scale.size(); ++c) {
-          const numerics::Range range = host_search(search, state.channel(c), symmetric, codes);
-          const auto chosen = numerics::choose_qparams(range.min_val, range.max_val, symmetric, codes);
-          EXPECT_EQ(scale[c], chosen.scale) << static_cast<int>(search) << ", channel " << c;
-          EXPECT_EQ(zero_point[c], chosen.zero_point) << static_cast<int>(search) << ", channel " << c;
-        }
-      }
+      for (const bool symmetric : {false, true}) expect_host_bits(state, search, symmetric, codes);
     }
+  }
+}
+
+// So many bins that there is scratch for fewer blocks than channels, which then take turns.
+TEST(CudaHistogramSearch, ScratchIsBoundedAndChannelsTakeTurns) {
+  constexpr size_t kMost = size_t{64} << 20;
+  Histograms state(1 << 20);
+  for (const auto search : {HistogramSearch::kMse, HistogramSearch::kEntropy}) {
+    const size_t of_one = histogram_search_scratch_bytes(search, 1, state.bins);
+    EXPECT_LT(histogram_search_scratch_bytes(search, state.channels(), state.bins),
+              static_cast<size_t>(state.channels()) * of_one);
+    EXPECT_LE(histogram_search_scratch_bytes(search, 1 << 20, state.bins), kMost);
+    EXPECT_LE(histogram_search_scratch_bytes(search, 1 << 20, 4096), kMost);
+    expect_host_bits(state, search, false, {-7, 7});
   }
 }
 

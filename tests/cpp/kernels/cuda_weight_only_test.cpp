@@ -181,6 +181,12 @@ TEST(CudaWeightOnly, GroupsWithoutAPackedForm) {
   }
 }
 
+TEST(CudaWeightOnly, MoreChannelsThanAGridHoldsAreForThePlainKernel) {
+  constexpr int64_t kMost = int64_t{65535} * 16;
+  EXPECT_TRUE(cuda::takes_packed({kMost, 64, 64, 8, -127, false}));
+  EXPECT_FALSE(cuda::takes_packed({kMost + 1, 64, 64, 8, -127, false}));
+}
+
 // fp32 inputs keep all of their bits: products with single codes are exact.
 TEST(CudaWeightOnly, OneInputTimesACodeIsExact) {
   Random random(5);
