@@ -42,20 +42,20 @@ class Job:
     seed: int
     weights: str
 
-    def qconfig(self, **changes) -> tq.QConfigMapping:
+    def qconfig(self, learned: bool = False) -> tq.QConfigMapping:
         """Static 8-bit activations; weights as asked. Embeddings keep 8 bits: no method here changes how they are rounded."""
         bits, granularity = WEIGHTS[self.weights]
-        weight = tq.QuantSpec.weight(bits, axis=0 if granularity == "channel" else None, **changes)
-        activation = tq.QuantSpec.activation(8, **changes)
-        return tq.QConfigMapping(tq.QConfig(weight, activation)).set_module_type(nn.Embedding, tq.qconfigs.int8_weight_only())
+        weight = tq.QuantSpec.weight(bits, axis=0 if granularity == "channel" else None)
+        layers = tq.qconfigs.learned(weight_bits=bits) if learned else tq.QConfig(weight, tq.QuantSpec.activation(8))
+        return tq.QConfigMapping(layers).set_module_type(nn.Embedding, tq.qconfigs.int8_weight_only())
 
     def calibrated(self) -> nn.Module:
         prepared = tq.prepare(self.model, self.workload.example, self.qconfig())
         tq.calibrate(prepared, self.workload.calibration)
         return prepared
 
-    def trained(self, **changes) -> nn.Module:
-        prepared = tq.prepare_qat(self.model, self.workload.example, self.qconfig(**changes))
+    def trained(self, learned: bool = False) -> nn.Module:
+        prepared = tq.prepare_qat(self.model, self.workload.example, self.qconfig(learned))
         tq.calibrate(prepared, self.workload.calibration)
         return self.workload.fine_tune(prepared, self.seed)
 
@@ -83,7 +83,7 @@ METHODS = {
     "equalization + bias correction": lambda job: bias_corrected(job.equalized()),
     "AdaRound": rounded,
     "QAT": Job.trained,
-    "LSQ QAT": lambda job: job.trained(learnable=True),
+    "LSQ QAT": lambda job: job.trained(learned=True),
 }
 # Bits, and what shares a scale.
 WEIGHTS = {

@@ -17,7 +17,6 @@ import torchvision
 
 import torchquant as tq
 from harness import write_result
-from torchquant import _C
 
 BAR = 1.2
 BATCH = 32
@@ -27,10 +26,6 @@ def scan(model, images, evaluate):
     started = time.perf_counter()
     report = tq.sensitivity_scan(model, images[:1], [images[:BATCH]], evaluate, tq.qconfigs.int8_static())
     return report, time.perf_counter() - started
-
-
-def latency_ms(model, inputs) -> float:
-    return _C.measure(model.script._c, [inputs], 5, 30)["p50_ms"]
 
 
 def main() -> None:
@@ -54,7 +49,7 @@ def main() -> None:
     again, _ = scan(model, images, agreement)
     budget = 0.5 * report.float_latency_ms
     mapping = report.propose(max_latency_ms=budget)
-    proposed = tq.quantize_model(model, images[:1], mapping, [images[:BATCH]])
+    measured = report.measure(mapping, model, images[:1], [images[:BATCH]])
     row = {
         "network": "resnet18",
         "layers": len(report.rows),
@@ -67,7 +62,8 @@ def main() -> None:
         "int8_ms": report.candidates["int8"]["latency_ms"],
         "proposal_budget_ms": budget,
         "proposal_predicted_ms": report.predict(mapping)["latency_ms"],
-        "proposal_measured_ms": latency_ms(proposed, images[:1]),
+        "proposal_measured_ms": measured["latency_ms"],
+        "float_ms_beside_it": measured["float_latency_ms"],
     }
     write_result("scan_cost", {"images": arguments.images, "size": arguments.size, "batch": BATCH, "bar": BAR}, [row])
     if row["ratio"] > BAR or not row["same_ranking_on_a_rerun"]:

@@ -27,6 +27,8 @@ sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "examples")) if path not
 
 import digits as digits_example  # noqa: E402
 
+import torchquant as tq  # noqa: E402
+
 
 # Outlier channels as large language models have them: a few channels of every normalised tensor, tens of times larger than the rest.
 OUTLIER_CHANNELS, OUTLIER_FACTOR = 3, 30.0
@@ -221,8 +223,10 @@ class LanguageModel(Workload):
     def train(self, model, *, share=1.0, learning_rate=None):
         learning_rate, steps = learning_rate or self.learning_rate, max(1, round(share * self.STEPS))
         context = CharacterTransformer.CONTEXT
-        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2, betas=(0.9, 0.98))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+        groups = tq.training.parameter_groups(model, learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=1e-2, betas=(0.9, 0.98))
+        rates = [group["lr"] for group in groups]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
         model.train()
         for _ in range(steps):
             starts = torch.randint(len(self.train_ids) - context, (self.BATCH, 1))

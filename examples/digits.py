@@ -85,8 +85,9 @@ def load_data():
 def train(model: nn.Module, images, labels, epochs: int, learning_rate: float) -> nn.Module:
     model.train()
     steps = epochs * ((len(images) + BATCH - 1) // BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    groups = tq.training.parameter_groups(model, learning_rate)
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [group["lr"] for group in groups], total_steps=steps)
     for _ in range(epochs):
         for batch in torch.randperm(len(images)).split(BATCH):
             optimizer.zero_grad()

@@ -63,11 +63,13 @@ def finish_calibration(prepared):
 
 
 def check_calibrated(prepared, caller):
-    """Refuses a prepared model that does not quantize yet."""
-    off = [name for name, fake_quant in static_fake_quants(prepared).items() if not fake_quant.fake_quant_enabled]
-    waiting = off or [name for name, fake_quant in named_fake_quants(prepared).items() if not fake_quant.observed]
+    """Refuses a prepared model that does not quantize yet. One that only ran has ranges, but those of whatever it ran on."""
+    off = {name: fake_quant for name, fake_quant in static_fake_quants(prepared).items() if not fake_quant.fake_quant_enabled}
+    waiting = off or {name: fake_quant for name, fake_quant in named_fake_quants(prepared).items() if not fake_quant.observed}
     if waiting:
-        raise ValueError(f"{caller}: the model is not calibrated, run torchquant.calibrate first ({waiting[0]} has no range)")
+        name, first = next(iter(waiting.items()))
+        why = "has the range of whatever the model ran on since it was prepared" if first.observed else "has no range"
+        raise ValueError(f"{caller}: the model is not calibrated, run torchquant.calibrate first ({name} {why})")
 
 
 def named_fake_quants(prepared):

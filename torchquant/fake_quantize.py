@@ -39,10 +39,10 @@ class FakeQuantize(QuantizationState):
     et al., ICLR 2020), LSQ+ (Bhalgat et al., CVPR workshops 2020) for zero points. With `learnable_clip` the parameter is
     `clip`, the largest magnitude of the range, and the scale follows it: PACT (Choi et al., 2018).
 
-    In a DistributedDataParallel, the range of an activation is that of all processes: from the second batch on, a step
-    quantizes with the range of the steps before it, and the prepared model merges the ranges after each forward. The first
-    batch that reaches it is merged at once, and so is the one from which a range is learned. (A weight is the same in every
-    process; `of_parameter` says that this is one.)
+    In a DistributedDataParallel, and in a model that `fully_shard` shards, the range of an activation is that of all processes:
+    from the second batch on, a step quantizes with the range of the steps before it, and the prepared model merges the ranges
+    after each forward. The first batch that reaches it is merged at once, and so is the one from which a range is learned. (A
+    weight is the same in every process; `of_parameter` says that this is one.)
 
     When torch.utils.checkpoint repeats a forward, nothing is observed again, and the repeat takes the qparams of this
     module's newest forward: those of the one that is repeated, unless the module ran again since.
@@ -51,6 +51,7 @@ class FakeQuantize(QuantizationState):
     """
 
     __jit_unused_properties__ = ["observed", "nonfinite_count", "has_learned_range"]  # torch.jit.trace would compile them
+    group = None  # the processes that train a sharded model: prepare/sharding.py
 
     def __init__(self, spec: QuantSpec, name: str = "", *, of_parameter: bool = False):
         super().__init__()
@@ -180,7 +181,7 @@ class FakeQuantize(QuantizationState):
         if self._progress == _NOTHING_SEEN and self.fake_quant_enabled and not torch.compiler.is_compiling():
             self._finish_calibration()
         if self._observes_now():
-            group = None if self.of_parameter else training_group()
+            group = None if self.of_parameter else self.group or training_group()
             if self._takes_one_pass(group):
                 return self._fake_quantize_and_observe(x, group)
             if self.fake_quant_enabled and self._fused and group is None:
@@ -335,9 +336,25 @@ def _merge(prepared: nn.Module, group) -> None:
         return
     check_even_inputs()
     merge_ranges([fake_quant.observer for fake_quant in merged], group)
-    for fake_quant in merged:
-        if fake_quant.fake_quant_enabled and fake_quant._progress == _HAS_QPARAMS:  # others wait for their first batch
-            fake_quant.update_qparams()
+    # The others wait for their first batch.
+    _update_qparams_of_ranges([fq for fq in merged if fq.fake_quant_enabled and fq._progress == _HAS_QPARAMS])
+
+
+@torch.no_grad()
+def _update_qparams_of_ranges(fake_quants: list[FakeQuantize]) -> None:
+    """What `update_qparams` does to each of these, which have qparams and an observer of ranges: in a few ops for all, because a
+    training step pays for every call."""
+    alike: dict[tuple, list[FakeQuantize]] = {}
+    for fake_quant in fake_quants:
+        spec = fake_quant.spec
+        key = (spec.symmetric, spec.quant_min, spec.quant_max, spec.power_of_two, fake_quant.scale.device)
+        alike.setdefault(key, []).append(fake_quant)
+    for same in alike.values():
+        low, high = (torch.cat([getattr(fq.observer, name).flatten() for fq in same]) for name in ("min_val", "max_val"))
+        counts = [fake_quant.scale.numel() for fake_quant in same]
+        for name, values in zip(("scale", "zero_point"), same[0].observer.qparams_of_range(low, high)):
+            buffers = [getattr(fake_quant, name) for fake_quant in same]
+            torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(values.split(counts), buffers)])
 
 
 def _merges_ranges(fake_quant: FakeQuantize) -> bool:
@@ -349,9 +366,9 @@ def _merges_ranges(fake_quant: FakeQuantize) -> bool:
 
 
 def merge_after_forward(prepared: nn.Module, args, output) -> None:
-    """The forward hook of a prepared model: inside a DistributedDataParallel, gives the observers of all processes the same
-    state after every training step, by one all-reduce."""
-    group = training_group()
+    """The forward hook of a prepared model: inside a DistributedDataParallel and in a sharded model, gives the observers of all
+    processes the same state after every training step, by one all-reduce."""
+    group = prepared.torchquant_process_group or training_group()
     if group is not None and prepared.training:
         _merge(prepared, group)
 

@@ -82,11 +82,17 @@ class Observer(QuantizationState):
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """(scale, zero_point); scale 1 where nothing was seen."""
-        scale, zero_point = self._choose_qparams()
-        return _ops.power_of_two_qparams(scale, zero_point, **self._codes()) if self.spec.power_of_two else (scale, zero_point)
+        return self._finish_qparams(*self._choose_qparams())
+
+    def qparams_of_range(self, min_val: Tensor, max_val: Tensor) -> tuple[Tensor, Tensor]:
+        """(scale, zero_point) of these ranges, any number of them, by the rule of this observer's spec."""
+        return self._finish_qparams(*_ops.qparams_from_min_max(min_val, max_val, **self._codes()))
 
     def _choose_qparams(self) -> tuple[Tensor, Tensor]:
         return _ops.qparams_from_min_max(self.min_val, self.max_val, **self._codes())
+
+    def _finish_qparams(self, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
+        return _ops.power_of_two_qparams(scale, zero_point, **self._codes()) if self.spec.power_of_two else (scale, zero_point)
 
     def merge(self, other: Observer) -> None:
         """Takes in what another observer of the same kind saw."""

@@ -16,7 +16,8 @@ def training_group():
 
 def check_even_inputs() -> None:
     """A process that runs out of batches would leave the others waiting for its ranges."""
-    if nn.parallel.DistributedDataParallel._active_ddp_module._join_config.enable:
+    wrapper = nn.parallel.DistributedDataParallel._active_ddp_module
+    if wrapper is not None and wrapper._join_config.enable:
         raise RuntimeError(
             "fake_quantize: DistributedDataParallel.join() is not supported while observers are on; give every process as many batches, or "
             "calibrate before training"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch.utils import _pytree as pytree
 
+from torchquant.calibrate import check_calibrated, static_fake_quants
 from torchquant.errors import first_line, last_line
 from torchquant.fake_quantize import FakeQuantize
 from torchquant.prepare import PreparedModel, observe_weights
@@ -119,12 +120,18 @@ def _warn_of_decisions(noted: list[warnings.WarningMessage]) -> None:
 
 
 def _evaluation_copy(prepared: torch.nn.Module) -> torch.nn.Module:
+    if sharded := next((name for name, parameter in prepared.named_parameters() if hasattr(parameter, "device_mesh")), None):
+        raise ValueError(
+            f"convert: {sharded} is sharded over processes (fully_shard); gather the state by "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict with StateDictOptions(full_state_dict=True), load it into a "
+            "model that is prepared the same way, and convert that"
+        )
     model = copy.deepcopy(prepared).to("cpu").float().eval()
     fake_quants = {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantize)}
     if not fake_quants:
         raise ValueError(f"convert: {type(prepared).__name__} holds no fake-quant; make one with torchquant.prepare or prepare_qat")
     _check_observed(fake_quants)
-    _warn_of_plain_forwards(fake_quants)
+    _check_calibration_ran(model)
     for fake_quant in fake_quants.values():
         fake_quant.enable_fake_quant(True)
     for module in list(model.modules()):
@@ -147,18 +154,13 @@ def _check_observed(fake_quants: dict[str, FakeQuantize]) -> None:
         )
 
 
-def _warn_of_plain_forwards(fake_quants: dict[str, FakeQuantize]) -> None:
-    """Observers are on from prepare on, so that trying the model out once looks like calibration on one batch."""
-    open_ones = [
-        name for name, fake_quant in fake_quants.items()
-        if fake_quant.observer_enabled and not fake_quant.fake_quant_enabled and not (fake_quant.spec.dynamic or fake_quant.of_parameter)
-    ]  # fmt: skip
-    if open_ones:
-        warnings.warn(
-            f"convert: torchquant.calibrate was not run; the ranges of {len(open_ones)} tensors ({open_ones[0]} first) are those of whatever "
-            "the model ran on since it was prepared. Run torchquant.calibrate(prepared, batches) on typical inputs first",
-            stacklevel=5,
-        )
+def _check_calibration_ran(model: torch.nn.Module) -> None:
+    """Observers are on from prepare on, so that trying the model out once looks like calibration on one batch. (In training they are
+    on by design, and fake-quants that somebody switched off after calibration count as on.)"""
+    for module in model.modules():
+        if isinstance(module, PreparedModel) and not module.torchquant_training:
+            if any(fake_quant.observer_enabled and not fake_quant.fake_quant_enabled for fake_quant in static_fake_quants(module).values()):
+                check_calibrated(module, "convert")
 
 
 def _leave_float_layers(script: torch.jit.ScriptModule, model: torch.nn.Module) -> None:

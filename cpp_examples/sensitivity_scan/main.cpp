@@ -3,8 +3,8 @@
 //   sensitivity_scan PREPARED INPUTS [--batch N] [--threads N] [--json]
 //
 // PREPARED is what torchquant.trace(prepared, example_inputs).save(path) wrote in Python, or cpp_examples/qat in C++;
-// INPUTS is what Python writes with torch.save(tensor, path), or torch.save((tensor, tensor), path) for a model of
-// several arguments. The rows (first dimension) go through the model in batches of N.
+// INPUTS is what Python writes with torch.save(tensor, path), torch.save((tensor, tensor), path) for a model of several
+// arguments, or a list of such batches. The rows (first dimension) of each go through the model in batches of N.
 #include <torchquant/torchquant.h>
 
 #include <algorithm>
@@ -23,7 +23,9 @@ namespace {
 constexpr const char* kUsage =
     "usage: sensitivity_scan PREPARED INPUTS [--batch N] [--threads N] [--json]\n"
     "  PREPARED  a prepared model as TorchScript: torchquant.trace(prepared, example_inputs).save(path)\n"
-    "  INPUTS    a file that torch.save(tensor) or torch.save((tensor, ...)) wrote\n"
+    "  INPUTS    a file that torch.save wrote: a tensor, a tuple of tensors (the arguments of one call), or a list of "
+    "such\n"
+    "            batches\n"
     "  --batch   rows per call; all rows if not given      --threads  CPU threads\n"
     "  --json    print one JSON document\n"
     "  --help    print this\n"
@@ -88,8 +90,6 @@ Options parse(int argc, char** argv) {
 }
 
 int64_t count_rows(const std::vector<c10::IValue>& inputs, const std::string& path) {
-  if (inputs.empty())
-    throw std::runtime_error("'" + path + "' holds an empty tuple; the model needs at least one tensor");
   for (const c10::IValue& input : inputs) {
     const at::Tensor& tensor = input.toTensor();
     if (tensor.dim() == 0 || tensor.size(0) == 0)
@@ -101,15 +101,15 @@ int64_t count_rows(const std::vector<c10::IValue>& inputs, const std::string& pa
   return inputs[0].toTensor().size(0);
 }
 
-std::vector<std::vector<c10::IValue>> in_batches(const std::vector<c10::IValue>& inputs, int64_t rows, int64_t batch) {
-  std::vector<std::vector<c10::IValue>> batches;
+// Cuts one held batch into batches of `batch` rows and appends them.
+void append_batches(const std::vector<c10::IValue>& inputs, int64_t rows, int64_t batch,
+                    std::vector<std::vector<c10::IValue>>& batches) {
   for (int64_t start = 0; start < rows; start += std::min(batch, rows - start)) {
     batches.emplace_back();
     for (const c10::IValue& input : inputs) {
       batches.back().emplace_back(input.toTensor().narrow(0, start, std::min(batch, rows - start)));
     }
   }
-  return batches;
 }
 
 // JSON has no infinity. The words are those of torchquant scan --json: "inf" for an output without error, "-inf" for
@@ -154,8 +154,10 @@ void run_example(const Options& options) {
   }
   if (options.threads > 0) at::set_num_threads(options.threads);
   const torch::jit::Module prepared = torch::jit::load(options.prepared, at::kCPU);
-  const std::vector<c10::IValue> inputs = torchquant::load_inputs(options.inputs);
-  const auto batches = in_batches(inputs, count_rows(inputs, options.inputs), options.batch);
+  std::vector<std::vector<c10::IValue>> batches;
+  for (const auto& inputs : torchquant::load_batches(options.inputs)) {
+    append_batches(inputs, count_rows(inputs, options.inputs), options.batch, batches);
+  }
   const torchquant::SensitivityScan scan = torchquant::scan_sensitivity(prepared, batches);
   options.json ? print_json(scan) : print_table(scan);
 }

@@ -1,5 +1,5 @@
-// Tensors on disk: what save_output writes load_inputs reads, and other files are refused by name. That Python's torch.save and
-// torch.load speak the same format is tested in test_cpp_examples.py.
+// Tensors on disk: what save_output writes load_inputs reads, and other files are refused by name. That Python's
+// torch.save and torch.load speak the same format is tested in test_cpp_examples.py.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -32,7 +32,8 @@ class TensorFile : public ::testing::Test {
     return "loaded without an error";
   }
 
-  std::string path_ = std::filesystem::temp_directory_path() / ("torchquant-tensor-file-test-" + std::to_string(getpid()));
+  std::string path_ =
+      std::filesystem::temp_directory_path() / ("torchquant-tensor-file-test-" + std::to_string(getpid()));
 };
 
 TEST_F(TensorFile, RoundTripOfATensorAndOfATuple) {
@@ -51,7 +52,29 @@ TEST_F(TensorFile, RefusesOtherFiles) {
   std::ofstream(path_) << "text";
   EXPECT_THAT(load_error(), HasSubstr("is not a file that torch.save wrote"));
   save_output(c10::IValue(3.0), path_);
-  EXPECT_THAT(load_error(), HasSubstr("must hold a tensor or a tuple of tensors; got Double"));
+  const std::string form =
+      "it must hold a tensor, a tuple of tensors (the arguments of one call), or a list of such batches";
+  EXPECT_THAT(load_error(), HasSubstr("holds a Double; " + form));
+  save_output(c10::ivalue::Tuple::create(std::vector<c10::IValue>{}), path_);
+  EXPECT_THAT(load_error(), HasSubstr("holds an empty tuple; " + form));
+  save_output(c10::List<at::Tensor>(), path_);
+  EXPECT_THAT(load_error(), HasSubstr("holds an empty list; " + form));
+}
+
+TEST_F(TensorFile, AListIsOfBatchesAndATupleOfArguments) {
+  const at::Tensor a = at::arange(6).view({2, 3}), b = at::ones({2});
+  c10::impl::GenericList held(c10::AnyType::get());
+  held.push_back(a);
+  held.push_back(c10::ivalue::Tuple::create({a, b}));
+  save_output(held, path_);
+  const auto batches = load_batches(path_);
+  ASSERT_EQ(batches.size(), 2u);
+  EXPECT_EQ(batches[0].size(), 1u);
+  EXPECT_EQ(batches[1].size(), 2u);
+  EXPECT_TRUE(at::equal(batches[1][1].toTensor(), b));
+  EXPECT_THAT(load_error(), HasSubstr("holds a list of 2 batches, and the arguments of one call are wanted"));
+  save_output(c10::List<at::Tensor>({a}), path_);
+  EXPECT_TRUE(at::equal(load_inputs(path_).at(0).toTensor(), a));
 }
 
 TEST_F(TensorFile, SaveNamesWhatItCannotWrite) {

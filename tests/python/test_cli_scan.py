@@ -1,5 +1,6 @@
 """`torchquant scan`: targets and files in; tables, JSON and a folder out; mistakes in one sentence."""
 
+import fcntl
 import json
 import textwrap
 
@@ -70,6 +71,25 @@ def test_a_python_model(run, tmp_path):
     # again: everything is in the folder, and a table is printed
     table = run(*PYTHON, *several, "--max-size-mb", 0.002, "--output", output)
     assert table.exit_code == 0 and "Sensitivity of layers" in table.stdout and "predicted: metric" in table.stdout
+    measured = document["proposal"]["measured"]
+    assert measured["latency_ms"] > 0 and measured["float_latency_ms"] > 0 and measured["metric"] <= 0
+    shown = " ".join(table.stdout.split())
+    assert "measured: metric" in shown and "the float model then:" in shown
+
+
+@pytest.mark.parametrize("skip", ["--no-measure", "--no-latency"])
+def test_a_proposal_is_not_measured_where_that_is_not_wanted(run, skip):
+    done = run(*PYTHON, "--max-size-mb", 0.002, skip, "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["proposal"]["measured"] is None
+    assert "measured:" not in run(*PYTHON, "--max-size-mb", 0.002, skip).stdout
+
+
+def test_two_processes_on_one_folder(run, tmp_path):
+    with open(tmp_path / "scan.jsonl", "w") as file:  # what another process that scans into it holds
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = run(*PYTHON, "--no-latency", "--output", tmp_path)
+    assert done.exit_code == 1 and "another process is writing" in done.stderr and not (tmp_path / "report.json").exists()
+    assert run(*PYTHON, "--no-latency", "--output", tmp_path).exit_code == 0
 
 
 def test_a_saved_mapping_is_a_candidate(run, tmp_path):

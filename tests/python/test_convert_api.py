@@ -6,7 +6,6 @@ import dataclasses
 import gc
 import pickle
 import sys
-import warnings
 import weakref
 
 import pytest
@@ -433,20 +432,32 @@ def test_inputs_that_do_not_fit_are_named_with_what_the_layer_takes():
         quantized(torch.randn(2, 4, 8, 8))
 
 
-def test_one_forward_is_no_calibration():
+def test_one_forward_is_no_calibration_for_anyone(tmp_path):
     model, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 4)
     prepared = tq.prepare(model, x, tq.qconfigs.int8_static())
+    takers = {
+        "convert": lambda: tq.convert(prepared, x),
+        "compare": lambda: tq.compare(model, prepared, [x]),
+        "bias_correction": lambda: tq.methods.bias_correction(prepared, [x]),
+        "adaround": lambda: tq.methods.adaround(prepared, [x]),
+        "clipping_report": lambda: tq.methods.clipping_report(prepared, [x]),
+        "save_calibration": lambda: tq.methods.save_calibration(prepared, tmp_path / "ranges.json"),
+    }
+    for name, take in takers.items():
+        with pytest.raises(ValueError, match="run torchquant.calibrate first"):
+            take()
     prepared(x)
-    with pytest.warns(UserWarning, match="torchquant.calibrate was not run; the ranges of 1 tensors .*are those of whatever the model ran on") as noted:
-        tq.convert(prepared, x)
-    assert noted[0].filename == __file__
+    for name, take in takers.items():
+        with pytest.raises(ValueError, match=f"{name}: the model is not calibrated, run torchquant.calibrate first .*of whatever the model ran on"):
+            take()
     tq.calibrate(prepared, [x])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        tq.convert(prepared, x)
-        qat = tq.prepare_qat(model, x, tq.qconfigs.int8_static())
-        qat(x)
-        tq.convert(qat, x)
+    for take in takers.values():
+        take()
+    prepared[0].weight_fake_quant.enable_fake_quant(False)  # by somebody who looks into it; calibration ran
+    tq.convert(prepared, x)
+    qat = tq.prepare_qat(model, x, tq.qconfigs.int8_static())
+    qat(x)
+    tq.convert(qat, x)
 
 
 def test_a_converted_model_that_computes_something_else_is_an_error(monkeypatch):

@@ -40,6 +40,7 @@ def case(tmp_path_factory):
     torch.save(x[:0], folder / "no_rows.pt")
     torch.save((), folder / "no_tensors.pt")
     torch.save((x, x[:3]), folder / "uneven.pt")
+    torch.save([x, x], folder / "two_batches.pt")
     return folder, x, quantized
 
 
@@ -110,6 +111,22 @@ def test_run_quantized_predicts_on_the_gpu_what_it_predicts_on_the_cpu(programs,
     assert json.loads(done.stdout)["predictions"] == quantized(x).argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("name", ["tensor", "tuple", "list", "list of tuples", "one batch", "empty list", "list of lists"])
+def test_a_file_of_inputs_means_the_same_in_cpp_and_in_python(programs, case, name):
+    folder, x, _ = case
+    held = {"tensor": x, "tuple": (x,), "list": [x[:3], x[3:]], "list of tuples": [(x[:3],), (x[3:],)], "one batch": [x],
+            "empty list": [], "list of lists": [[x]]}[name]  # fmt: skip
+    torch.save(held, folder / "held.pt")
+    ours = run(programs["sensitivity_scan"], folder / "prepared.pt", folder / "held.pt", "--json")
+    theirs = run(sys.executable, "-m", "torchquant", "scan", folder / "prepared.pt", folder / "held.pt", "--json")
+    assert (ours.returncode == 0) == (theirs.returncode == 0) == (name not in ("empty list", "list of lists"))
+    if ours.returncode == 0:
+        assert json.loads(ours.stdout)["quantized_sqnr_db"] == pytest.approx(json.loads(theirs.stdout)["quantized_sqnr_db"], abs=1e-5)
+    else:
+        form = "must hold a tensor, a tuple of tensors (the arguments of one call), or a list of such batches, from torch.save"
+        assert form in " ".join(ours.stderr.split()) and form in " ".join(theirs.stderr.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("name", ["run_quantized", "convert", "sensitivity_scan"])
 def test_help_teaches(programs, name):
     for option in ("--help", "-h"):
@@ -132,6 +149,7 @@ def test_help_teaches(programs, name):
         (("run_quantized", "model.pt", "x.pt", "--threads", "4294967297"), "--threads needs a positive number up to 2147483647; got '4294967297'"),
         (("run_quantized", "model.pt", "no_rows.pt"), "'no_rows.pt' holds a tensor without rows"),
         (("run_quantized", "model.pt", "no_tensors.pt"), "'no_tensors.pt' holds an empty tuple"),
+        (("run_quantized", "model.pt", "two_batches.pt"), "'two_batches.pt' holds a list of 2 batches, and the arguments of one call are wanted"),
         (("run_quantized", "model.pt", "uneven.pt"), "'uneven.pt' holds tensors with different numbers of rows"),
         (("run_quantized", "model.pt", "x.pt", "--device", "gpu"), "--device needs cpu, cuda or cuda:N; got 'gpu'"),
         (("run_quantized", "x.pt", "x.pt"), "is not a TorchQuant file"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchquant.fake_quantize import FakeQuantize
+from torchquant.fake_quantize import FakeQuantize, _update_qparams_of_ranges
 from torchquant.qconfig import QuantSpec
 
 ops = torch.ops.torchquant
@@ -141,6 +141,27 @@ def test_a_training_step_is_one_op_for_averages_and_two_or_three_otherwise():
         "observe_histogram", "qparams_from_histogram_mse", "fake_quantize",
     ]  # fmt: skip
     assert calls_of(FakeQuantize(QuantSpec.per_row()), torch.randn(3, 2)) == ["choose_qparams", "fake_quantize"]
+
+
+def test_updating_many_at_once_is_updating_each():
+    """What processes do after a forward."""
+    specs = [
+        ACTIVATION, QuantSpec.activation(4, observer="min_max"), QuantSpec.activation(observer="min_max", symmetric=True),
+        STATIC_SPECS["power_of_two"], QuantSpec.activation(observer="moving_average", axis=1), ACTIVATION,
+    ]  # fmt: skip
+    together = [FakeQuantize(spec) for spec in specs]
+    for step, fake_quant in enumerate(together):
+        fake_quant(torch.randn(6, 5) + step)
+    each = copy.deepcopy(together)
+    for fake_quant in (*together, *each):
+        fake_quant.observer.min_val.sub_(0.75)
+    _update_qparams_of_ranges(together)
+    for one, other in zip(together, each):
+        before = one.scale.clone()
+        other.update_qparams()
+        assert torch.equal(one.scale, other.scale) and torch.equal(one.zero_point, other.zero_point)
+        assert one.scale.shape == before.shape
+    _update_qparams_of_ranges([])
 
 
 def test_evaluating_in_training_moves_no_range():

@@ -155,11 +155,53 @@ def test_channels_that_change_places_on_the_way_are_noticed_and_put_back():
     assert all(torch.equal(value, smoothed.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_fewer_value_heads_than_query_heads_are_left_alone():
-    model, x = Llama(key_heads=2).eval(), torch.randn(2, 5, WIDTH)
+class ExpandedHeads(Llama):
+    """Repeats heads as Hugging Face's models do."""
+
+    def forward(self, x):
+        h = self.norm1(x)
+        q, k, v = (p(h).unflatten(-1, (-1, 4)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        k, v = (t[:, :, None, :, :].expand(-1, -1, 2, -1, -1).reshape(q.shape) for t in (k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return x + self.o_proj(mixed.transpose(1, 2).reshape(x.shape))
+
+
+class GroupedAttention(Llama):
+    def forward(self, x):
+        h = self.norm1(x)
+        q, k, v = (p(h).unflatten(-1, (-1, 4)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        return x + self.o_proj(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).reshape(x.shape))
+
+
+class TiledHeads(Llama):
+    """Query head i reads value head i % 2: no neighbours share one."""
+
+    def forward(self, x):
+        h = self.norm1(x)
+        q, k, v = (p(h).unflatten(-1, (-1, 4)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        k, v = (t.unsqueeze(1).expand(-1, 2, -1, -1, -1).reshape(q.shape) for t in (k, v))
+        return x + self.o_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+
+
+@pytest.mark.parametrize("kind", [Llama, ExpandedHeads, GroupedAttention])
+def test_query_heads_that_share_a_value_head_share_its_factors(kind):
+    model, x = kind(key_heads=2).eval(), with_outliers(torch.randn(2, 5, WIDTH))
+    model.v_proj.weight.data[5] *= 100  # of both query heads that read it
+    smoothed = smooth_quant(model, x, [x])
+    assert_same_function(model, smoothed, torch.randn(3, 4, WIDTH))
+    row = next(row for row in report_of(smoothed).rows if row["layer"] == "o_proj")
+    assert row["absorbed_by"] == "v_proj" and row["largest_input_after"] < row["largest_input_before"] / 5
+    moved = smoothed.o_proj.weight / model.o_proj.weight  # [out, 4 heads of 4 channels]: heads 0 and 1 read value head 0, 2 and 3 the other
+    factors = moved.detach().mean(0).view(2, 2, 4)
+    torch.testing.assert_close(factors[:, 0], factors[:, 1])
+
+
+def test_heads_that_are_shared_in_another_order_are_put_back():
+    model, x = TiledHeads(key_heads=2).eval(), torch.randn(2, 5, WIDTH)
     smoothed = smooth_quant(model, x, [x])
     assert_same_function(model, smoothed, x)
-    assert "o_proj" in report_of(smoothed).left_alone
+    assert "do not arrive" in report_of(smoothed).left_alone["o_proj"]
+    assert torch.equal(smoothed.o_proj.weight, model.o_proj.weight)
 
 
 def test_it_recovers_what_outliers_cost_and_composes():
@@ -178,12 +220,74 @@ def test_it_recovers_what_outliers_cost_and_composes():
     tq.prepare_qat(both, x[:2], qconfig)(x).sum().backward()
 
 
-def test_cross_attention_is_left_alone_and_named():
+def outlier_norms(model):
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.weight.data[3] *= 30
+
+
+CROSS = "multihead_attn.in_proj_weight"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_cross_attention_is_smoothed_where_its_inputs_are_made_in_the_model(bias):
+    model = nn.Transformer(WIDTH, 4, 2, 2, 32, norm_first=True, batch_first=True, bias=bias).eval()
+    outlier_norms(model)
+    inputs = torch.randn(2, 5, WIDTH), torch.randn(2, 3, WIDTH)
+    smoothed = smooth_quant(model, inputs, [inputs])
+    torch.testing.assert_close(smoothed(*inputs), model(*inputs), rtol=1e-3, atol=1e-3)
+    absorbed = {row["layer"]: row.get("absorbed_by") for row in report_of(smoothed).rows}
+    layers = [f"decoder.layers.{i}" for i in range(2)]
+    assert absorbed[", ".join(f"{layer}.{CROSS}[16:48]" for layer in layers)] == "encoder.norm"  # keys and values of both
+    for layer in layers:
+        assert absorbed[f"{layer}.{CROSS}[0:16]"] == f"{layer}.norm2"  # queries
+        assert absorbed[f"{layer}.multihead_attn.out_proj"] == f"{layer}.{CROSS}[16:48]"
+    before, after = (module.decoder.layers[0].multihead_attn.in_proj_weight for module in (model, smoothed))
+    assert not any(torch.equal(before[rows], after[rows]) for rows in (slice(0, 16), slice(16, 32), slice(32, 48)))
+
+
+def test_projections_of_three_inputs_and_widths_are_smoothed():
+    class Crossing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norms = nn.ModuleList([nn.LayerNorm(WIDTH), nn.LayerNorm(8), nn.LayerNorm(8)])
+            self.attention = nn.MultiheadAttention(WIDTH, 4, kdim=8, vdim=8, batch_first=True)
+
+        def forward(self, query, key, value):
+            return self.attention(*(norm(x) for norm, x in zip(self.norms, (query, key, value))))[0]
+
+    model = Crossing().eval()
+    outlier_norms(model)
+    inputs = torch.randn(2, 5, WIDTH), torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    smoothed = smooth_quant(model, inputs, [inputs])
+    torch.testing.assert_close(smoothed(*inputs), model(*inputs), rtol=1e-3, atol=1e-3)
+    weights = {f"attention.{name}_proj_weight" for name in "qkv"}
+    assert set(report_of(smoothed).changed) == weights | {"attention.out_proj"}
+
+
+def test_what_cross_attention_reads_from_outside_is_left_alone_and_named():
     layer, x = nn.TransformerDecoderLayer(WIDTH, 4, 32, norm_first=True, batch_first=True).eval(), torch.randn(2, 5, WIDTH)
     smoothed = smooth_quant(layer, (x, x + 1), [(x, x + 1)])
     torch.testing.assert_close(smoothed(x, x + 1), layer(x, x + 1), rtol=1e-3, atol=1e-4)
-    assert {"self_attn.in_proj_weight", "self_attn.out_proj", "linear1", "linear2"} <= set(report_of(smoothed).changed)
-    assert "part of a parameter" in report_of(smoothed).left_alone["linear in 'multihead_attn'"]
+    inside = {"self_attn.in_proj_weight", "self_attn.out_proj", "linear1", "linear2", f"{CROSS}[0:16]", "multihead_attn.out_proj"}
+    assert inside == set(report_of(smoothed).changed)
+    assert report_of(smoothed).left_alone == {f"{CROSS}[16:48]": "its input is the model's"}
+
+
+def test_rows_that_are_read_twice_are_left_alone():
+    class Overlapping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.weight = nn.LayerNorm(8), nn.Parameter(torch.randn(12, 8))
+
+        def forward(self, x):
+            x = self.norm(x)
+            return F.linear(x, self.weight[:8]) + F.linear(x, self.weight[4:])
+
+    model, x = Overlapping().eval(), torch.randn(3, 8)
+    smoothed = smooth_quant(model, x, [x])
+    assert torch.equal(smoothed.weight, model.weight)
+    assert "used more than once" in next(iter(report_of(smoothed).left_alone.values()))
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, "half", True])
@@ -204,27 +308,10 @@ def test_bad_batches_are_refused():
         smooth_quant(model, x, [torch.full((1, 2), torch.nan)])
 
 
-class GroupedQueries(nn.Module):
-    """Two query heads read one key head and one value head, as in Ainslie et al. (EMNLP 2023)."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm, self.out = nn.LayerNorm(8), nn.Linear(8, 8)
-        self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 4)
-
-    def forward(self, x):
-        x = self.norm(x)
-        query = self.query(x).unflatten(-1, (2, 4)).transpose(1, 2)
-        key, value = (tensor.unsqueeze(1).repeat_interleave(2, dim=1) for tensor in (self.key(x), self.value(x)))
-        return self.out(nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
-
-
-def test_layers_of_attention_that_are_skipped_are_named_with_the_reason():
+def test_layers_of_post_norm_attention_that_are_skipped_are_named_with_the_reason():
     x = torch.randn(2, 5, 8)
-    report = smooth_quant(GroupedQueries().eval(), x, [x]).torchquant_methods[-1]
-    assert {"query, key, value", "out"} == {row["layer"] for row in report.rows} and report.changed == ["query, key, value"]
-    assert "repeat_interleave" in report.left_alone["out"]
     decoder = nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
     report = smooth_quant(decoder, (x, torch.randn(2, 3, 8)), [(x, torch.randn(2, 3, 8))]).torchquant_methods[-1]
-    crossing = [reason for layer, reason in report.left_alone.items() if "multihead_attn" in layer]
-    assert crossing and all("its weight is a part of a parameter" in reason or "cannot" in reason or "read" in reason for reason in crossing)
+    assert "reads its input too" in report.left_alone[f"{CROSS}[0:8]"]
+    assert report.left_alone[f"{CROSS}[8:24]"] == "its input is the model's"
+    assert "multihead_attn.out_proj" in report.changed

@@ -314,3 +314,19 @@ def test_observing_reads_nothing_back(kind):
 def test_a_wrong_argument_is_named(call, message):
     with pytest.raises(RuntimeError, match=message):
         call(torch.randn(2, 3), torch.full((1,), torch.inf), torch.full((1,), -torch.inf), torch.zeros(1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("kind", ["percentile", "mse", "entropy"])
+@pytest.mark.parametrize("axis", [None, 1])
+def test_a_histogram_takes_the_same_memory_after_any_number_of_batches_and_ranges(kind, axis):
+    observer = make_observer(spec_of(kind, axis=axis))
+
+    def held():
+        return sum(buffer.numel() * buffer.element_size() for buffer in observer.buffers())
+
+    observer(torch.randn(4, 3))
+    first = held()
+    for step in range(20):
+        observer(torch.randn(64, 3) * 10**step)
+        observer.calculate_qparams()
+        assert held() == first

@@ -7,6 +7,7 @@ from support.handwritten import op_names
 from torch import nn
 
 import torchquant as tq
+from torchquant.calibrate import named_fake_quants
 
 
 class Recurrent(nn.Module):
@@ -133,6 +134,45 @@ def test_sequence_models(model, inputs, qconfig):
 def test_convolutional_model():
     quantized = assert_converts(Convolutional(), torch.randn(2, 3, 8, 8), tq.qconfigs.int8_static(), tolerance=0.05)
     assert [row["layer"] for row in quantized.receipt.rows if row["precision"] == "float"] == []
+
+
+@pytest.mark.parametrize(("model", "inputs"), [*CASES, pytest.param(Convolutional, torch.randn(2, 3, 8, 8), id="convolutional")])
+@pytest.mark.parametrize("qconfig", [tq.qconfigs.int8_static, tq.qconfigs.int8_weight_only])
+def test_every_tensor_has_a_fake_quant_or_a_reason_to_be_float(model, inputs, qconfig):
+    prepared = tq.prepare(model().eval(), inputs, qconfig())
+    rows = prepared.torchquant_report.rows
+    assert all(row["reason"] or row["role"] == "weight" for row in rows)
+    placed = {prepared.get_submodule(row["fake_quant"]) for row in rows if row["fake_quant"]}  # one may stand at several places
+    assert placed == set(named_fake_quants(prepared).values())
+
+
+class SharedConvolution(nn.Module):
+    """One convolution, two batch norms behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn1, self.bn2 = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return F.relu(self.bn1(self.conv(x))) + F.relu(self.bn2(self.conv(x * 2)))
+
+
+def test_batch_norms_are_folded_in_the_converted_model_alone_and_never_twice():
+    model, x = SharedConvolution().eval(), torch.randn(4, 3, 8, 8)
+    for norm, factor in ((model.bn1, 2.0), (model.bn2, -0.5)):
+        norm.weight.data.fill_(factor)
+        norm.running_mean.data.uniform_(-1, 1)
+        norm.running_var.data.uniform_(0.5, 2)
+    prepared = tq.prepare(model, x, tq.qconfigs.int8_static())
+    tq.calibrate(prepared, [x])
+    state = {name: value.clone() for name, value in prepared.state_dict().items()}
+    first, second = tq.convert(prepared, x), tq.convert(prepared, x)
+    assert torch.equal(first(x), second(x))  # converting is no step of the prepared model
+    assert all(torch.equal(value, state[name]) for name, value in prepared.state_dict().items())
+    expected = prepared(x)
+    assert (first(x) - expected).norm() < 0.02 * expected.norm()
+    folded = {row["layer"]: "batch_norm" in row["fused"] for row in first.receipt.rows if row["kind"] == "conv2d"}
+    assert folded == {"conv": True, "conv#2": True}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])

@@ -7,6 +7,8 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
@@ -172,6 +174,53 @@ def test_what_train_mode_chooses_is_chosen_by_the_module_that_asked():
     assert (prepared(torch.randn(4, 64)) != 0).all()
 
 
+HYPER_PARAMETERS = ("momentum", "eps", "affine", "track_running_stats", "p", "inplace", "stride", "padding", "dilation", "groups")
+
+
+class Tuned(nn.Sequential):
+    """Module level, so that it can be pickled."""
+
+    def __init__(self, momentum, eps, p):
+        conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        norm, drop = nn.BatchNorm2d(4, momentum=momentum, eps=eps), nn.Dropout(p, inplace=True)
+        super().__init__(conv, norm, nn.ReLU(inplace=True), drop, nn.Flatten(), nn.Linear(36, 2))
+
+
+def hyper_parameters(model):
+    return {
+        (path, name): getattr(module, name)
+        for path, module in model.named_modules() for name in HYPER_PARAMETERS
+        if not isinstance(module, FakeQuantize) and hasattr(module, name)
+    }  # fmt: skip
+
+
+def train_one_step(prepared):
+    prepared.train()(X).square().sum().backward()
+
+
+ACTIONS = {
+    "train": nn.Module.train, "eval": nn.Module.eval, "step": train_one_step, "run": lambda prepared: prepared(X),
+    "calibrate": lambda prepared: tq.calibrate(prepared, [X]), "freeze": tq.freeze_batch_norm,
+    "unfreeze": lambda prepared: tq.freeze_batch_norm(prepared, frozen=False), "convert": lambda prepared: tq.convert(copy.deepcopy(prepared).eval(), X),
+}  # fmt: skip
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    actions=st.lists(st.sampled_from([name for name in ACTIONS if name != "convert"]), max_size=6),
+    momentum=st.sampled_from([None, 0.01, 0.97]), eps=st.sampled_from([1e-3, 1e-5]), p=st.sampled_from([0.0, 0.3]),
+)  # fmt: skip
+def test_no_way_through_train_and_eval_changes_a_hyper_parameter(actions, momentum, eps, p):
+    model = Tuned(momentum, eps, p)
+    prepared = tq.prepare_qat(model, X, tq.qconfigs.int8_static())
+    expected = hyper_parameters(model)
+    for name in ["step", *actions, "convert"]:
+        ACTIONS[name](prepared)
+        assert hyper_parameters(prepared) == expected, name
+    for path, module in model.named_modules():
+        assert isinstance(prepared.get_submodule(path), type(module))
+
+
 def test_batch_norm_statistics_follow_train_and_eval():
     model = Net().train()
     prepared = tq.prepare_qat(model, X, tq.qconfigs.int8_static())
@@ -317,14 +366,15 @@ def test_compile_without_graph_breaks(training):
         torch.testing.assert_close(ours, theirs, msg=lambda text: f"{name}: {text}")
 
 
-def test_autocast_trains_in_bfloat16(pair):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_trains_in_half_precision(pair, dtype):
     prepared = tq.prepare_qat(pair[0].train(), X, tq.qconfigs.int8_static())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         output = prepared(X)
-    assert output.dtype == torch.bfloat16
+    assert output.dtype == dtype
     output.float().square().mean().backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in prepared.parameters())
-    assert all(buffer.dtype != torch.bfloat16 for buffer in prepared.buffers())
+    assert all(buffer.dtype != dtype for buffer in prepared.buffers())
 
 
 # Errors

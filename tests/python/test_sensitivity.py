@@ -330,6 +330,26 @@ def test_proposal_is_the_best_of_all_configurations(net, x):
     assert report.predict(report.propose(max_accuracy_drop=drop))["size_mb"] == pytest.approx(smallest)
 
 
+def test_a_proposal_is_measured_by_one_conversion(net, x, monkeypatch):
+    report = scan(net, x, measure_latency=True)
+    mapping = report.propose(max_size_mb=report.float_size_mb * 0.6)
+    assert len(set(report.choices(mapping).values())) == 2
+    conversions, convert = [], _C.convert
+    monkeypatch.setattr(_C, "convert", lambda *arguments: conversions.append(1) or convert(*arguments))
+    measured = report.measure(mapping, net, x, [x], evaluate=distance_from(net, x))
+    assert conversions == [1]
+    assert measured["latency_ms"] > 0 and measured["float_latency_ms"] > 0
+    quantized = tq.quantize_model(net, x, mapping, [x])
+    assert measured["metric"] == pytest.approx(distance_from(net, x)(quantized), rel=1e-6)
+    assert report.measure(mapping, net, x, [x])["metric"] is None
+
+
+def test_a_proposal_that_stays_float_is_what_the_scan_began_with(net, x):
+    report = scan(net, x, measure_latency=True)
+    measured = report.measure(report.propose(max_latency_ms=1e6), net, x)
+    assert measured == {"latency_ms": report.float_latency_ms, "float_latency_ms": report.float_latency_ms, "metric": report.float_metric}
+
+
 def test_pareto_points_improve_one_way_or_the_other(net, x):
     points = scan(net, x, qconfig={"int8": INT8, "int4": INT4}).pareto("size_mb")
     assert len(points) > 2

@@ -109,6 +109,38 @@ def test_histograms_in_training_are_refused_with_what_to_do(ranks):
         assert "'mse'" in ranks[rank]["refused"] and "calibrate before training" in ranks[rank]["refused"]
 
 
+def test_a_sharded_model_has_the_ranges_of_one_process_over_the_same_data(ranks):
+    first, second = (ranks[2, rank]["sharded"][0] for rank in (0, 1))
+    one = ranks[1, 0]["plain"][0]
+    assert_equal(quantization_state(first[0][0]), quantization_state(one[0]))  # before the first sum of gradients, to the bit
+    for step in first:
+        assert_equal(first[step][1], second[step][1])
+        assert_close(first[step][0], one[step], rtol=1e-4, atol=1e-6)
+
+
+def test_a_gathered_state_converts_and_a_sharded_model_says_so(ranks):
+    seen, refusal = ranks[2, 0]["sharded"]
+    assert "convert: conv.weight is sharded over processes" in refusal and "get_model_state_dict" in refusal
+    prepared = worker.prepared_net(tq.qconfigs.int8_static())
+    prepared.load_state_dict(seen[4][0])
+    tq.convert(prepared.eval(), worker.BATCHES[0])
+
+
+def test_what_cannot_be_sharded_says_so(ranks):
+    for rank in (0, 1):
+        assert "learns its range, and a range cannot be sharded" in ranks[2, rank]["sharded and learned"]
+        message = ranks[2, rank]["sharded by block"]
+        assert "calls the layers inside 'body', and never that itself" in message
+        assert "shard layers and the prepared model as a whole" in message
+
+
+def test_parameters_cannot_be_replaced_by_views():
+    prepared = tq.prepare_qat(nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4), tq.qconfigs.int8_static())
+    del prepared[0]._parameters["weight"]
+    with pytest.raises(AttributeError, match="Linear.weight is fake-quantized.*shard with torch.distributed.fsdp.fully_shard"):
+        prepared[0].weight = torch.randn(4, 4)
+
+
 def test_uneven_inputs_are_refused(ranks):
     for rank in ((2, 0), (2, 1)):
         message, merges = ranks[rank]["uneven"]

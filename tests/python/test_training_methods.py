@@ -154,6 +154,34 @@ def test_quantization_parameters_are_those_that_the_method_learns():
     assert names(tq.qconfigs.int8_static()) == set()
 
 
+def test_parameter_groups_hold_every_parameter_once_and_slow_the_scales():
+    def groups(qconfig):
+        prepared = tq.prepare_qat(net(), X, qconfig)
+        found = tq.training.parameter_groups(prepared, lr=0.5)
+        assert sorted(id(p) for group in found for p in group["params"]) == sorted(id(p) for p in prepared.parameters())
+        names = {id(parameter): name.rpartition(".")[2] for name, parameter in prepared.named_parameters()}
+        return [({names[id(p)] for p in group["params"]} & {"scale", "zero_point", "clip"}, group["lr"]) for group in found]
+
+    learned = tq.qconfigs.learned(weight_bits=4, learn_zero_point=True)
+    assert sorted(groups(learned), key=lambda group: group[1]) == [({"scale"}, 0.5 / 255), ({"scale"}, 0.5 / 7), ({"zero_point"}, 0.5)]
+    assert groups(tq.qconfigs.pact()) == [({"clip"}, 0.5)] and groups(tq.qconfigs.int8_static()) == [(set(), 0.5)]
+    assert len(tq.training.parameter_groups(net(), lr=0.5)) == 1
+    with pytest.raises(ValueError, match="parameter_groups: lr must be positive, got 0"):
+        tq.training.parameter_groups(net(), lr=0)
+
+
+def test_a_step_of_adam_moves_the_end_of_a_range_by_no_more_than_the_learning_rate():
+    prepared = tq.prepare_qat(net(), X, tq.qconfigs.learned())
+    tq.calibrate(prepared, [X])
+    optimizer = torch.optim.AdamW(tq.training.parameter_groups(prepared, lr=1e-3), lr=1e-3, weight_decay=0.1)
+    quantizers = [module for module in prepared.modules() if isinstance(module, FakeQuantize)]
+    before = [module.scale.detach().clone() for module in quantizers]
+    prepared.train()(X).square().sum().backward()
+    optimizer.step()
+    moved = [((module.scale - scale).abs() * module.spec.quant_max).max() for module, scale in zip(quantizers, before)]
+    assert 0 < max(moved) <= 1.01e-3
+
+
 # ---- PACT
 
 PACT = QuantSpec.activation(4, learnable_clip=True)

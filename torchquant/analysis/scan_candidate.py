@@ -12,10 +12,12 @@ from torch.utils import _pytree as pytree
 
 from torchquant import _C
 from torchquant.calibrate import calibrate, finish_calibration, named_fake_quants
+from torchquant.convert import convert
 from torchquant.fake_quantize import FakeQuantize
 from torchquant.prepare import float_parameter, prepare
 from torchquant.prepare.quantized_parameter import weight_fake_quants
 from torchquant.qconfig import QConfig, QConfigMapping, as_mapping
+from torchquant.quantized_model import QuantizedModel
 from torchquant.receipt import Receipt
 from torchquant.tracing import Trace
 
@@ -148,9 +150,7 @@ class Candidate:
         {"float_ms", "quantized_ms", "kernels": {name: kernel}, "layers": {name: [float_ms, quantized_ms]}}, of one call on the example
         inputs, without what runs in loops. Floats that another candidate's times in `known` have are taken from there. `advance` is
         called after each layer."""
-        script, inputs = self._trace.script, list(self._trace.inputs)
-        if not all(isinstance(tensor, torch.Tensor) for tensor in inputs):
-            raise ValueError("sensitivity_scan: latency is measured on models whose inputs are tensors; pass measure_latency=False")
+        script, inputs = self._trace.script, self._tensors()
         others = list(known.values())
         converted, receipt_json = _C.convert(script._c, "allow")
         *float_models_ms, quantized_ms = _alternate_ms(*[] if others else [(_C.float_module(script._c), inputs)], (converted, inputs))
@@ -169,6 +169,19 @@ class Candidate:
             measured[1] += quantized_ms
             advance()
         return times
+
+    def measure_whole(self) -> tuple[QuantizedModel, float, float]:
+        """(the converted model, milliseconds of the float one on the example inputs, of the converted one)."""
+        quantized = convert(self.prepared, self.example_inputs, "allow", fixed_shapes=True)
+        script, inputs = self._trace.script, self._tensors()
+        float_ms, quantized_ms = _alternate_ms((_C.float_module(script._c), inputs), (quantized.script._c, inputs))
+        return quantized, float_ms, quantized_ms
+
+    def _tensors(self) -> list[torch.Tensor]:
+        inputs = list(self._trace.inputs)
+        if not all(isinstance(tensor, torch.Tensor) for tensor in inputs):
+            raise ValueError("sensitivity_scan: latency is measured on models whose inputs are tensors; pass measure_latency=False")
+        return inputs
 
     def set_times(self, times: dict) -> None:
         for layer in self.layers:

@@ -8,8 +8,11 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+
+from torch import nn
 
 from torchquant.files import write_text
 from torchquant.qconfig import QConfig, QConfigMapping
@@ -108,6 +111,23 @@ class SensitivityReport(ShownAsTable):
         """{"metric", "drop", "latency_ms", "size_mb"} of a mapping that `propose` returned, as the sum over its layers."""
         layers, options = self._options()
         return self._prediction([_option_of(mapping, layer, choices) for layer, choices in zip(layers, options)])
+
+    def measure(
+        self, mapping: QConfigMapping, model: nn.Module, example_inputs, calibration: Iterable | None = None, *, evaluate=None
+    ) -> dict[str, float | None]:
+        """Converts `model` once by such a mapping and measures what `predict` adds up from single layers: {"latency_ms",
+        "float_latency_ms", "metric"}. The float model is timed in turn with it, because machines change their speed; the metric is
+        None without `evaluate`. The arguments are those of the scan.
+
+        A prediction knows nothing of what stands between layers: a tensor that a float layer passes to an integer one, or the other
+        way, is converted, a residual sum or an activation joins its layer only where both are integers, and runs of integer layers
+        that a float one cuts share no memory. Where precisions alternate the measured latency is therefore the larger one.
+        """
+        from torchquant.analysis.proposal import measure_proposal  # here: it needs the converter, a report alone does not
+
+        if set(self.choices(mapping).values()) == {"float"}:  # what the scan began with
+            return {"latency_ms": self.float_latency_ms, "float_latency_ms": self.float_latency_ms, "metric": self.float_metric}
+        return measure_proposal(mapping, model, example_inputs, calibration, evaluate)
 
     def choices(self, mapping: QConfigMapping) -> dict[str, str]:
         """Layer -> the candidate, or "float", that such a mapping gives it."""

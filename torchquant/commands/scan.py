@@ -41,6 +41,7 @@ _TARGET = "MODULE:NAME"
 @click.option("--max-latency-ms", type=float, help="Propose the most accurate configuration within this latency.")
 @click.option("--max-size-mb", type=float, help="... within this size of weights and buffers, in 10^6 bytes.")
 @click.option("--max-accuracy-drop", type=float, help="Propose the fastest, or without latency the smallest, that loses no more.")
+@click.option("--no-measure", is_flag=True, help="Do not convert the proposal to time and evaluate it beside its prediction.")
 @click.option(
     "--output", type=click.Path(file_okay=False),
     help="Folder for report.json, scan.png and qconfig.yaml; a scan that was killed goes on from it.",
@@ -49,8 +50,8 @@ _TARGET = "MODULE:NAME"
 @as_json
 def scan(
     prepared: str | None, inputs: str | None, model: str | None, calibration: str | None, evaluate: str | None, example_inputs: str | None,
-    names: tuple[str, ...], mode: str, layers: tuple[str, ...], lower_is_better: bool, no_latency: bool, output: str | None,
-    threads: int | None, as_json: bool, **budgets: float | None,
+    names: tuple[str, ...], mode: str, layers: tuple[str, ...], lower_is_better: bool, no_latency: bool,
+    no_measure: bool, output: str | None, threads: int | None, as_json: bool, **budgets: float | None,
 ) -> None:  # fmt: skip
     """Rank layers by what quantizing them costs, and propose a precision for each.
 
@@ -82,14 +83,20 @@ def scan(
     batches = None if calibration is None else call_target(calibration, "--calibration")
     example, batches = _example(example_inputs, batches)
     folder = None if output is None else _made(output)
+    if batches is not None and not no_measure and not hasattr(batches, "__len__"):
+        batches = list(batches)  # the proposal is calibrated too
+    net, metric = _model(model), load_target(evaluate, "--evaluate") if evaluate else None
     with errors_as_sentences():
         report = sensitivity_scan(
-            _model(model), example, batches, load_target(evaluate, "--evaluate") if evaluate else None, _candidates(names), mode=mode,
-            layers=layers or None, higher_is_better=not lower_is_better, measure_latency=not no_latency,
-            resume=folder and folder / "scan.jsonl",
+            net, example, batches, metric, _candidates(names), mode=mode, layers=layers or None, higher_is_better=not lower_is_better,
+            measure_latency=not no_latency, resume=folder and folder / "scan.jsonl",
         )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":  # the other processes have the same report
-        _finish(report, given, folder, as_json)
+
+        def measure(mapping: QConfigMapping) -> dict | None:
+            return None if no_measure or no_latency else report.measure(mapping, net, example, batches, evaluate=metric)
+
+        _finish(report, given, folder, as_json, measure)
 
 
 def _check_budgets(budgets: dict[str, float], *, latency: bool, metric: bool) -> None:
@@ -103,7 +110,7 @@ def _check_budgets(budgets: dict[str, float], *, latency: bool, metric: bool) ->
         raise click.UsageError("--max-accuracy-drop needs a metric; give --evaluate")
 
 
-def _finish(report, budgets: dict[str, float], folder: Path | None, as_json: bool) -> None:
+def _finish(report, budgets: dict[str, float], folder: Path | None, as_json: bool, measure) -> None:
     if folder is not None:
         report.save(folder / "report.json")
         report.plot(folder / "scan.png")
@@ -112,7 +119,8 @@ def _finish(report, budgets: dict[str, float], folder: Path | None, as_json: boo
         mapping = report.propose(**budgets) if budgets else None
     except (RuntimeError, ValueError) as error:
         failure = error  # raised once the report is printed: a budget out of reach must not cost the scan
-    proposal = None if mapping is None else _proposal(report, mapping, folder)
+    with errors_as_sentences():
+        proposal = None if mapping is None else _proposal(report, mapping, folder, measure)
     if as_json:
         print_json({**report.to_dict(), "proposal": proposal})
     else:
@@ -123,24 +131,32 @@ def _finish(report, budgets: dict[str, float], folder: Path | None, as_json: boo
         raise click.ClickException(str(failure)) from failure
 
 
-def _proposal(report, mapping: QConfigMapping, folder: Path | None) -> dict:
+def _proposal(report, mapping: QConfigMapping, folder: Path | None, measure) -> dict:
     proposal = {**report.predict(mapping), "qconfig": mapping.to_dict()}
     if folder is not None:
         mapping.save(folder / "qconfig.yaml")
         proposal["file"] = str(folder / "qconfig.yaml")
-    return proposal
+    return {**proposal, "measured": measure(mapping)}
 
 
 def _proposal_table(report, mapping: QConfigMapping, proposal: dict) -> Table:
-    figures = {"metric": "{:.5g}", "drop": "{:.4g}", "latency_ms": "{:.4g} ms", "size_mb": "{:.4g} MB"}
-    known = {name: text.format(proposal[name]) for name, text in figures.items() if proposal[name] is not None}
-    predicted = ", ".join(f"{name.split('_')[0]} {text}" for name, text in known.items())
-    table = Table(title="Proposal", caption=f"predicted: {predicted}" + (f"\nwritten to {proposal['file']}" if "file" in proposal else ""))
+    lines = [f"predicted: {_figures(proposal)}"]
+    if proposal["measured"] is not None:
+        lines.append(f"measured: {_figures(proposal['measured'])}; the float model then: {proposal['measured']['float_latency_ms']:.4g} ms")
+    if "file" in proposal:
+        lines.append(f"written to {proposal['file']}")
+    table = Table(title="Proposal", caption="\n".join(lines))
     table.add_column("layer", overflow="fold")
     table.add_column("precision")
     for layer, candidate in report.choices(mapping).items():
         table.add_row(layer, candidate)
     return table
+
+
+def _figures(values: dict) -> str:
+    texts = {"metric": "{:.5g}", "drop": "{:.4g}", "latency_ms": "{:.4g} ms", "size_mb": "{:.4g} MB"}
+    known = {name: text.format(values[name]) for name, text in texts.items() if values.get(name) is not None}
+    return ", ".join(f"{name.split('_')[0]} {text}" for name, text in known.items())
 
 
 def _model(target: str) -> torch.nn.Module:

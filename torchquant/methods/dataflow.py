@@ -56,12 +56,13 @@ class Step:
 
 @dataclass(eq=False)
 class Layer:
-    """A convolution, linear layer or product with a parameter, all of whose weights are plain parameters of the model."""
+    """A convolution, linear layer or product with a parameter, all of whose weights are plain parameters of the model or, as in
+    attention that reads two tensors, some rows of one."""
 
     name: str
     kind: ComputeLayer
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Tensor | None
     groups: int
     input: Value
     output: Value
@@ -122,6 +123,7 @@ class Dataflow:
         self.stored = {id(tensor): name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
         self.uses: dict[int, int] = {}
         self.callers = [""]
+        self.rows: dict[int, tuple[Tensor, int]] = {}  # id of a layer's weight or bias -> the parameter of which it is a part, its first row
         self.opaque: dict[str, str] = {}  # layers that cannot be rescaled -> the reason
         self.output = self._record()
         self.layers = [step.layer for step in self.steps if step.layer is not None]
@@ -139,7 +141,18 @@ class Dataflow:
         return self.values.get(id(tensor))
 
     def used_once(self, tensor: Tensor | None) -> bool:
-        return tensor is None or self.uses.get(id(tensor), 0) == 1
+        """Whether a stored tensor, or the weight or bias of a layer, has one reader."""
+        if tensor is None or id(tensor) not in self.rows:
+            return tensor is None or self.uses.get(id(tensor), 0) == 1
+        parameter, first = self.rows[id(tensor)]
+        reads = 0
+        for view in (output for step in self.values[id(parameter)].readers for output in step.outputs):
+            part = self._part_of_stored(view.tensor)
+            if part is None:
+                return False
+            if part[1] < first + len(tensor) and first < part[1] + len(view.tensor):
+                reads += len(view.readers)
+        return reads == 1
 
     def _record(self) -> list[Tensor]:
         hooks = []
@@ -189,18 +202,51 @@ class Dataflow:
         if compute is None or compute.layer.kind == "embedding":
             return None
         is_function = step.function in COMPUTE_FUNCTIONS
-        if id(weight) not in self.stored or not (is_function or is_matrix_layer(step.function, step.args, step.kwargs, weight)):
+        own = self._stored_or_rows(weight) if is_function else weight
+        if id(own) not in self.stored and id(own) not in self.rows:
             if is_function:
                 self.opaque[str(step)] = "its weight is a part of a parameter, or computed"
             return None
+        if not (is_function or is_matrix_layer(step.function, step.args, step.kwargs, weight)):
+            return None
         bias = step.argument(*compute.bias) if compute.bias else None
-        if bias is not None and id(bias) not in self.stored:
-            self.opaque[self.stored[id(weight)].removesuffix(".weight")] = "its bias is a part of a parameter, or computed"
+        own_bias = self._stored_or_rows(bias)
+        name = self._name_of(own)
+        if bias is not None and own_bias is None:
+            self.opaque[name] = "its bias is a part of a parameter, or computed"
             return None
         groups = step.argument(6, "groups") if weight.dim() > 2 else 1
         read = step.inputs[[id(value.tensor) for value in step.inputs].index(id(step.argument(*compute.input)))]
-        name = self.stored[id(weight)].removesuffix(".weight")
-        return Layer(name, compute.layer, weight, bias, groups or 1, read, step.outputs[0])
+        return Layer(name, compute.layer, own, own_bias, groups or 1, read, step.outputs[0])
+
+    def _name_of(self, weight: Tensor) -> str:
+        if id(weight) in self.stored:
+            return self.stored[id(weight)].removesuffix(".weight")
+        parameter, first = self.rows[id(weight)]
+        return f"{self.stored[id(parameter)]}[{first}:{first + len(weight)}]"
+
+    def _stored_or_rows(self, tensor: Tensor | None) -> Tensor | None:
+        """A stored tensor itself; for a view of some of its rows one that stays; None for what is computed."""
+        if tensor is None or id(tensor) in self.stored:
+            return tensor
+        part = self._part_of_stored(tensor)
+        if part is None or tensor.dim() > 2:
+            return None
+        parameter, first = part
+        rows = parameter.detach()[first : first + len(tensor)]
+        self.rows[id(rows)] = part
+        return rows
+
+    def _part_of_stored(self, tensor: Tensor) -> tuple[Tensor, int] | None:
+        """(the stored tensor of which this is a view of neighbouring rows, the first of them)."""
+        value = self.values.get(id(tensor))
+        if value is None or value.made_by is None or not value.made_by.inputs:
+            return None
+        whole = value.made_by.inputs[0].tensor
+        shares = id(whole) in self.stored and whole.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+        if not shares or not whole.dim() or tensor.shape[1:] != whole.shape[1:] or tensor.stride() != whole.stride():
+            return None
+        return whole, (tensor.storage_offset() - whole.storage_offset()) // whole.stride(0)
 
 
 class _Recorder(TorchFunctionMode):

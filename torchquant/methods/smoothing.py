@@ -37,6 +37,16 @@ class _Source:
     layer: Layer | None = None
     first_row: int = 0
     in_order: bool = True  # whether channels surely arrive in the order in which they left
+    repeats: int = 1  # how often each head of `head_dim` channels arrives: grouped-query attention
+    head_dim: int = 1
+
+    def fold(self, ranges: Tensor) -> Tensor:
+        """Largest of the ranges that each channel of the source has where it arrives."""
+        return ranges.view(-1, self.repeats, self.head_dim).amax(1).flatten()
+
+    def unfold(self, factors: Tensor) -> Tensor:
+        """A factor for each channel that arrives."""
+        return factors.view(-1, 1, self.head_dim).expand(-1, self.repeats, -1).flatten()
 
     def rows(self, count: int) -> list[Tensor]:
         """Views of what is divided, the channels first."""
@@ -66,7 +76,8 @@ def smooth_quant(model: nn.Module, example_inputs, batches, alpha: float = 0.5) 
     Xiao et al., "SmoothQuant: Accurate and efficient post-training quantization for large language models" (ICML 2023). Channel j of the
     input of linear layers is divided by ``s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)`` and their weights that read it are multiplied by
     it. The division goes where it costs nothing and is exact: into the weight and bias of a layer or RMS norm, into a linear layer before
-    (through ReLU, through the product of a gated MLP, through attention from its value projection to its output projection). Where
+    (through ReLU, through the product of a gated MLP, through attention from its value projection to its output projection). Heads of
+    values that several query heads read (grouped-query attention) get one factor per channel, for the largest of their copies. Where
     anything else reads that tensor too, the layers are left alone.
 
     Works on nn.MultiheadAttention, nn.TransformerEncoderLayer and Hugging Face models alike.
@@ -119,8 +130,9 @@ def _find_groups(flow: Dataflow, report: MethodReport) -> list[_Group]:
                 if not flow.used_once(layer.weight):
                     raise _Refused(f"the weight of {layer.name!r} is used more than once")
             _check_readers(root, layers)
-            source = _find_source(flow, root, root.tensor.size(-1))
-            if source.layer is not None and source.first_row + root.tensor.size(-1) > source.layer.channels:
+            channels = root.tensor.size(-1)
+            source = _find_source(flow, root, channels)
+            if source.layer is not None and source.first_row + channels // source.repeats > source.layer.channels:
                 raise _Refused(f"it is not seen which channels of {source.name!r} it reads")
             groups.append(_Group(layers, source))
         except _Refused as reason:
@@ -167,13 +179,21 @@ def _find_source(flow: Dataflow, value: Value, channels: int) -> _Source:
     if step.name in ("mul", "__mul__", "__rmul__"):
         return _product_source(flow, step, channels)
     if step.name == "scaled_dot_product_attention":
-        return _moved(_find_source(flow, _alone(flow.value(step.argument(2, "value"))), channels))
+        mixed = flow.value(step.argument(2, "value"))
+        return _repeated(flow, mixed, step.outputs[0].tensor.size(-3) // mixed.tensor.size(-3) if mixed.tensor.dim() > 2 else 1, channels)
     if step.name in ("matmul", "__matmul__", "bmm"):
         return _moved(_find_source(flow, _alone(step.inputs[-1]), channels))
     if step.name in ("chunk", "split") and len(step.outputs) > 1:
         source = _find_source(flow, _alone(step.inputs[0]), channels)
         source.first_row += sum(output.tensor.size(-1) for output in step.outputs[: step.outputs.index(value)])
         return _moved(source)
+    if step.name in ("repeat_interleave", "expand"):
+        before, after = step.inputs[0], step.outputs[0].tensor
+        if before.tensor.dim() < 2 or before.tensor.size(-1) != after.size(-1):
+            raise _Refused(f"its input comes from {step}, which cannot take factors in")
+        return _repeated(flow, before, after.numel() // before.tensor.numel(), channels)
+    if step.name == "__getitem__" and step.outputs[0].tensor.numel() == step.inputs[0].tensor.numel():  # x[:, :, None]
+        return _moved(_find_source(flow, _alone(step.inputs[0]), channels))
     if step.name == "unbind" or (step.name == "__getitem__" and isinstance(step.args[1], int)):
         picked = step.args[1] if step.name == "__getitem__" else step.outputs.index(value)
         whole = step.inputs[0]
@@ -199,6 +219,20 @@ def _alone(value: Value) -> Value:
 def _moved(source: _Source) -> _Source:
     source.in_order = False
     return source
+
+
+def _repeated(flow: Dataflow, value: Value, repeats: int, channels: int) -> _Source:
+    """The source of heads that arrive `repeats` times each, one copy beside the other."""
+    if repeats == 1:
+        return _moved(_find_source(flow, _alone(value), channels))
+    head_dim = value.tensor.size(-1)
+    if channels % (repeats * head_dim):
+        raise _Refused(f"each of its heads comes from one that is repeated {repeats} times, and {channels} channels are not such heads")
+    source = _find_source(flow, _alone(value), channels // repeats)
+    if source.repeats > 1:
+        raise _Refused("its heads are repeated twice on the way")
+    source.repeats, source.head_dim = repeats, head_dim
+    return _moved(source)
 
 
 def _linear_source(flow: Dataflow, layer: Layer, channels: int) -> _Source:
@@ -238,16 +272,22 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self, layers: list[Layer], note):
         super().__init__()
-        self.layers, self.note = {id(layer.weight): layer for layer in layers}, note
+        self.layers, self.note = {_place(layer.weight): layer for layer in layers}, note
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         compute = compute_function(function)
-        layer = self.layers.get(id(operand(args, kwargs, compute.weight))) if compute else None
+        weight = operand(args, kwargs, compute.weight) if compute else None
+        layer = self.layers.get(_place(weight)) if isinstance(weight, Tensor) else None
         result = function(*args, **kwargs)
         if layer is not None:
             self.note(layer, operand(args, kwargs, compute.input), result)
         return result
+
+
+def _place(weight: Tensor) -> tuple:
+    """Where a weight lies: rows of a parameter are another tensor in every run."""
+    return weight.data_ptr(), weight.shape, weight.stride()
 
 
 def _input_ranges(model: nn.Module, batches: list, layers: list[Layer]) -> dict[Layer, Tensor]:
@@ -286,14 +326,16 @@ def _smooth(flow: Dataflow, group: _Group, ranges: dict[Layer, Tensor], alpha: f
         report.add(group.name, "no batch reached it")
         return
     activations = torch.stack(seen).amax(0)
-    factors = _factors(activations, torch.stack([layer.input_ranges().float() for layer in group.layers]).amax(0), alpha)
+    weights = torch.stack([layer.input_ranges().float() for layer in group.layers]).amax(0)
+    factors = _factors(group.source.fold(activations), group.source.fold(weights), alpha)
+    arriving = group.source.unfold(factors)
     expected = None if group.source.in_order else _results(flow, group)
     touched = [*group.source.rows(len(factors)), *(layer.weight.detach() for layer in group.layers)]
     kept = [tensor.clone() for tensor in touched]
     for rows in group.source.rows(len(factors)):
         rows.div_(factors.view(-1, *[1] * (rows.dim() - 1)).to(rows.dtype))
     for layer in group.layers:
-        layer.scale_inputs(factors.to(layer.weight.dtype))
+        layer.scale_inputs(arriving.to(layer.weight.dtype))
     if expected is not None and not all(map(close, _results(flow, group), expected)):
         for tensor, values in zip(touched, kept):
             tensor.copy_(values)
@@ -301,7 +343,7 @@ def _smooth(flow: Dataflow, group: _Group, ranges: dict[Layer, Tensor], alpha: f
         return
     report.add(
         group.name, absorbed_by=group.source.name, largest_input_before=float(activations.max()),
-        largest_input_after=float((activations / factors).max()),
+        largest_input_after=float((activations / arriving).max()),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from .patterns import float_layer
 from .float_model import not_float
 from .placement import RECOMPUTED_BY_HOOK, Placement, PreparedModel, Report, check_prepared
 from .quantized_parameter import extend, float_parameter, weight_fake_quants
+from .sharding import join_sharding_group
 
 __all__ = [
     "PreparedModel",
@@ -64,6 +65,7 @@ def _prepare_checked(model, args, kwargs, qconfig, training):
         )
         raise ValueError(f"prepare: there is nothing to quantize in {type(model).__name__}:\n{reasons}")
     extend(prepared, mixin=PreparedModel)
+    prepared.register_forward_pre_hook(join_sharding_group)
     prepared.register_forward_hook(merge_after_forward)
     prepared.torchquant_report = placement.report
     prepared.torchquant_training = training

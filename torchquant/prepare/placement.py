@@ -192,6 +192,8 @@ def _weight_spec(spec, layer, name, weight):
 class PreparedModel(nn.Module):
     """What a model that prepare made is an instance of, beside the user's class."""
 
+    torchquant_process_group = None  # the processes that train it, once it is sharded
+
 
 def check_prepared(caller, model, maker="prepare"):
     """Refuses what is no prepared model; `maker` names the functions whose result `caller` takes."""

@@ -124,6 +124,8 @@ def _quantized_parameter(base, name, marked):
 
     def read(self):
         value = parametrized.fget(self) if parametrized else self._parameters[name]
+        if type(value).__name__ == "DTensor":  # a shard, for which only fully_shard itself asks
+            return value
         return self._modules[fake_quant](value)
 
     def read_marked(self):
@@ -133,7 +135,13 @@ def _quantized_parameter(base, name, marked):
         value.torchquant_input = self._modules[input_fake_quant]
         return value
 
-    return property(read_marked if marked else read, parametrized.fset if parametrized else None)
+    def refuse(self, value):
+        raise AttributeError(
+            f"{base.__name__}.{name} is fake-quantized and can only be assigned an nn.Parameter. (FullyShardedDataParallel puts views in "
+            "its place; shard with torch.distributed.fsdp.fully_shard instead.)"
+        )
+
+    return property(read_marked if marked else read, parametrized.fset if parametrized else refuse)
 
 
 def weight_fake_quant_name(parameter):

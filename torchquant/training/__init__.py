@@ -6,8 +6,16 @@ The training itself is the user's own loop over a model that `torchquant.prepare
 from torchquant.training.distillation import distillation_loss
 from torchquant.training.distributed import synchronize_observers
 from torchquant.training.integer_forward import integer_forward
-from torchquant.training.parameters import quantization_parameters
+from torchquant.training.parameters import parameter_groups, quantization_parameters
 from torchquant.training.schedule import Schedule
 from torchquant.training.sparsity import keep_zeros
 
-__all__ = ["Schedule", "distillation_loss", "integer_forward", "keep_zeros", "quantization_parameters", "synchronize_observers"]
+__all__ = [
+    "Schedule",
+    "distillation_loss",
+    "integer_forward",
+    "keep_zeros",
+    "parameter_groups",
+    "quantization_parameters",
+    "synchronize_observers",
+]

@@ -12,6 +12,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -79,6 +82,50 @@ def train(prepared, compiled=False, steps=len(BATCHES), **ddp):
     finally:
         dist.all_reduce = all_reduce
     return seen, calls
+
+
+def full_state(prepared):
+    """The whole state of a sharded model, in every process."""
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=False)
+    state = get_model_state_dict(prepared, options=options)
+    received = [state]
+    dist.broadcast_object_list(received, src=0)  # the first process alone gets the gathered parameters
+    return received[0]
+
+
+def sharded(qconfig):
+    """Trains with fully_shard in place of DistributedDataParallel; {step: (the whole state, this process's own ranges)}."""
+    prepared = prepared_net(qconfig)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    fully_shard(prepared.body[1], mesh=mesh)
+    fully_shard(prepared, mesh=mesh)
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.01)
+    seen = {}
+    for step, batch in enumerate(BATCHES):
+        optimizer.zero_grad()
+        prepared(share(batch)).square().mean().backward()
+        optimizer.step()
+        ranges = {name: value.clone() for name, value in prepared.named_buffers()}
+        seen[step] = copy.deepcopy(full_state(prepared)), ranges
+    try:
+        tq.convert(prepared, BATCHES[0])
+    except ValueError as error:
+        return seen, str(error)
+    return seen, None
+
+
+def sharded_and_refused(qconfig, block):
+    """What is said of learned ranges, and of blocks that the graph passes by."""
+    prepared = prepared_net(qconfig)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    if block:
+        fully_shard(prepared.body, mesh=mesh)
+    fully_shard(prepared, mesh=mesh)
+    try:
+        prepared(share(BATCHES[0]))
+    except RuntimeError as error:
+        return str(error)
+    return None
 
 
 def learned_from_first_batch(qconfig):
@@ -171,6 +218,9 @@ def scenarios():
         "learned from range": lambda: learned_from_first_batch(learning_qconfigs()["from range"]),
         "pact": lambda: learned_from_first_batch(tq.qconfigs.pact()),
         "refused": lambda: refused("mse"),
+        "sharded": lambda: sharded(plain),
+        "sharded and learned": lambda: sharded_and_refused(learned, block=False),
+        "sharded by block": lambda: sharded_and_refused(plain, block=True),
         "uneven": uneven,
         "calibrated min_max": lambda: calibrated_on_shares("min_max"),
         "calibrated mse": lambda: calibrated_on_shares("mse"),
