@@ -95,7 +95,8 @@ std::vector<LayerNodes> find_layers(const Conversion& conversion) {
   return layers;
 }
 
-// Of a fake-quant with stored parameters their owner, of a dynamic one the module that ran it.
+// Of a fake-quant with stored parameters their owner, of one that takes its scales from the tensor the module that ran
+// it.
 class FakeQuantPaths {
  public:
   explicit FakeQuantPaths(const Module& module) {
@@ -103,8 +104,9 @@ class FakeQuantPaths {
   }
 
   std::string operator()(const Node* node) const {
-    if (conversion::argument(node, "scale")->node()->kind() != kind::choose_qparams)
-      return conversion::quantize_path(node);
+    const bool stored = node->kind() == kind::fake_quantize &&
+                        conversion::argument(node, "scale")->node()->kind() != kind::choose_qparams;
+    if (stored) return conversion::quantize_path(node);
     std::string path;
     if (!node->callstack()) return path;
     for (const auto& entry : (*node->callstack())->vec()) {

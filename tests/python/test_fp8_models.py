@@ -130,6 +130,15 @@ def test_qat_trains_through_the_rounding():
     torch.testing.assert_close(quantized(x), prepared(x), rtol=1e-4, atol=1e-4)
 
 
+def test_a_scan_switches_layers_and_counts_their_bytes():
+    model, x = mlp(), torch.randn(16, 32)
+    report = tq.sensitivity_scan(
+        model, x, [x], lambda scanned: -float((scanned(x) - model(x)).square().mean()), tq.qconfigs.fp8_dynamic(), measure_latency=False
+    )
+    for row in report.rows:
+        assert row["candidate"] == "fp8" and 0 < row["alone_drop"] and 0 < row["quantized_mb"] < row["float_mb"]
+
+
 def test_prepared_models_keep_the_float_state_dict_and_copy():
     model, x = mlp(), torch.randn(3, 32)
     prepared = tq.prepare(model, x, tq.qconfigs.fp8_dynamic())
