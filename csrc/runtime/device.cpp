@@ -131,9 +131,9 @@ void check_runs_on(const torch::jit::Module& module, at::Device device, const Re
   std::erase_if(missing, has_cuda_kernel);
   TORCH_CHECK(missing.empty(), "torchquant: the module cannot run on ", device,
               ", because these layers have no CUDA kernel: ", layers_of(missing, receipt));
-  if (needed_capability(module) == kOldestCapability || !ops::cuda_capability()) return;
-  if (index_of(device) >= static_cast<int64_t>(at::getNumGPUs())) return;  // check_device says so
-  const int capability = ops::cuda_capability()(static_cast<int>(index_of(device)));
+  if (needed_capability(module) == kOldestCapability) return;
+  const int capability = gather_facts(device).capability;
+  if (capability == 0) return;  // check_device() says what is wrong
   TORCH_CHECK(capability >= kFloat8Capability, "torchquant: the module cannot run on ", device,
               ", which is of compute ", "capability ", capability / 10, ".", capability % 10,
               ", because GPUs multiply 8-bit floats from 8.9 (Ada) on: ", layers_of({kFloat8Op}, receipt));
