@@ -3,7 +3,6 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "kernels/relu_fake_quantize.h"
 #include "ops/checks.h"
 #include "ops/dispatch.h"
 #include "ops/min_max.h"
@@ -52,8 +51,6 @@ kernels::MinMax quantize_and_observe_blocks(const at::Tensor& dense, const at::T
   const auto size = static_cast<int64_t>(dense.element_size());
   const auto* x = static_cast<const std::byte*>(dense.const_data_ptr());
   auto* y = static_cast<std::byte*>(output.mutable_data_ptr());
-  uint16_t* const passes = wanted_passes(dense);
-  const auto& behind_relu = kernels::relu_fake_quantize_kernels(kernels::selected_isa());
   const numerics::QParams p = params.param(0);
   const auto widen = [](kernels::MinMax& total, const kernels::MinMax& part) {
     const auto merged = numerics::merge_ranges({total.min_val, total.max_val}, {part.min_val, part.max_val});
@@ -67,12 +64,7 @@ kernels::MinMax quantize_and_observe_blocks(const at::Tensor& dense, const at::T
         for (int64_t end = begin + n; begin < end; begin += kernels::kReductionBlock) {
           const int64_t count = std::min(kernels::kReductionBlock, end - begin);
           widen(seen, kernels.min_max_run(x + begin * size, count, type));
-          if (passes) {
-            uint16_t* const words = passes + begin / kernels::kPassesPerWord;
-            behind_relu.forward(x + begin * size, y + begin * size, words, count, type, p, range);
-          } else {
-            kernels.fake_quantize_run(x + begin * size, y + begin * size, count, type, p, range);
-          }
+          kernels.fake_quantize_run(x + begin * size, y + begin * size, count, type, p, range);
         }
         return seen;
       },
@@ -111,7 +103,7 @@ at::Tensor autograd(const at::Tensor& x, const at::Tensor& scale, const at::Tens
                                      quant_min, quant_max);
   };
   if (!needs_node(x)) return run();
-  return StraightThrough::call(x, StraightThrough::Codes{std::nullopt, quant_min, quant_max}, [&] {
+  return StraightThrough::apply(x, StraightThrough::Codes{std::nullopt, quant_min, quant_max}, [&] {
     return StraightThrough::Forward{run(), scale, zero_point};
   });
 }

@@ -8,7 +8,6 @@
 #include "ops/dispatch.h"
 #include "ops/granularity.h"
 #include "ops/ops.h"
-#include "ops/recycled_memory.h"
 
 namespace torchquant {
 
@@ -58,7 +57,7 @@ struct Operands {
   kernels::FloatType type;
 
   Operands(const at::Tensor& raw_grad, const at::Tensor& raw_x)
-      : x(to_dense(raw_x)), grad(with_layout_of(raw_grad, x)), grad_x(empty_like_recycled(x)), type(float_type(x)) {}
+      : x(to_dense(raw_x)), grad(with_layout_of(raw_grad, x)), grad_x(at::empty_like(x)), type(float_type(x)) {}
 
   const void* grad_at(int64_t i) const { return static_cast<const std::byte*>(grad.const_data_ptr()) + bytes(i); }
   const void* x_at(int64_t i) const { return static_cast<const std::byte*>(x.const_data_ptr()) + bytes(i); }

@@ -5,7 +5,6 @@
 
 #include <atomic>
 
-#include "kernels/relu_fake_quantize.h"
 #include "numerics/qparams.h"
 #include "ops/checks.h"
 #include "ops/dispatch.h"
@@ -122,21 +121,6 @@ at::Tensor observe_and_quantize_channels(const at::Tensor& dense, const Pieces& 
   return output;
 }
 
-// Per tensor; notes where the gradient passes the ReLU before.
-void fake_quantize_behind_relu(const at::Tensor& output, const at::Tensor& dense, uint16_t* passes,
-                               const CpuQParams& params, numerics::QRange range) {
-  const auto& kernels = kernels::relu_fake_quantize_kernels(kernels::selected_isa());
-  const auto type = float_type(dense);
-  const auto size = static_cast<int64_t>(dense.element_size());
-  const auto* x = static_cast<const std::byte*>(dense.const_data_ptr());
-  auto* y = static_cast<std::byte*>(output.mutable_data_ptr());
-  const numerics::QParams p = params.param(0);
-  for_each_piece(params.pieces(), [&](int64_t begin, int64_t n, int64_t /*param*/) {
-    uint16_t* const words = passes + begin / kernels::kPassesPerWord;
-    kernels.forward(x + begin * size, y + begin * size, words, n, type, p, range);
-  });
-}
-
 at::Tensor cpu(const at::Tensor& x, const at::Tensor& min_val, const at::Tensor& max_val,
                const at::Tensor& nonfinite_count, const at::Tensor& scale, const at::Tensor& zero_point,
                double averaging_constant, std::optional<int64_t> axis, bool symmetric, int64_t quant_min,
@@ -159,12 +143,7 @@ at::Tensor cpu(const at::Tensor& x, const at::Tensor& min_val, const at::Tensor&
   *nonfinite_count.mutable_data_ptr<int64_t>() += observed.nonfinite;
   StraightThrough::tell(inside);
   at::Tensor output = empty_like_recycled(input);
-  const CpuQParams params(kOp, input, scale, zero_point, granularity, range);
-  if (uint16_t* const passes = wanted_passes(input)) {
-    fake_quantize_behind_relu(output, input, passes, params, range);
-  } else {
-    fake_quantize_into(output, input, params, range);
-  }
+  fake_quantize_into(output, input, CpuQParams(kOp, input, scale, zero_point, granularity, range), range);
   return output;
 }
 
@@ -177,7 +156,7 @@ at::Tensor autograd(const at::Tensor& x, const at::Tensor& min_val, const at::Te
       ": scale and zero_point must not require a gradient, because the op overwrites them; use fake_quantize to "
       "learn them");
   if (needs_node(x)) {
-    return StraightThrough::call(x, StraightThrough::Codes{axis, quant_min, quant_max}, [&] {
+    return StraightThrough::apply(x, StraightThrough::Codes{axis, quant_min, quant_max}, [&] {
       at::AutoDispatchBelowAutograd below_autograd;  // not below ADInplaceOrView, which counts the mutations
       at::Tensor output = fused_observe_fake_quantize(x, min_val, max_val, nonfinite_count, scale, zero_point,
                                                       averaging_constant, axis, symmetric, quant_min, quant_max);

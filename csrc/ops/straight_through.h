@@ -10,7 +10,6 @@
 #include "numerics/affine.h"
 #include "numerics/stats.h"
 #include "ops/ops.h"
-#include "ops/relu_passes.h"
 
 namespace torchquant::ops {
 
@@ -34,32 +33,16 @@ class StraightThrough : public torch::autograd::Function<StraightThrough> {
     at::Tensor zero_point;
   };
 
-  // run() under a node of its own. A ReLU that made x is stepped over where the kernel notes what passes it: per
-  // tensor, as activations are quantized.
-  template <typename Run>
-  static at::Tensor call(const at::Tensor& x, const Codes& codes, const Run& run) {
-    const auto relu = codes.axis ? nullptr : relu_before(x);
-    PassesWanted wanted(relu != nullptr);
-    at::Tensor output = apply(x, codes, &wanted, run);
-    if (wanted.passes.defined()) output.grad_fn()->set_next_edge(0, relu->next_edge(0));
-    return output;
-  }
-
   // Called by a CPU kernel that has seen all of x: whether no value was clipped. An op returns its output alone, so
   // this goes through the thread that the kernel and its node run in; where no kernel tells, the mask is computed.
   static void tell(bool nothing_was_clipped) { told_ = nothing_was_clipped; }
 
   template <typename Run>
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const Codes& codes,
-                            const PassesWanted* wanted, const Run& run) {
+                            const Run& run) {
     told_ = false;
     Forward done = run();
     const bool unclipped = std::exchange(told_, false) && !at::isTensorSubclassLike(done.output);
-    if (wanted->passes.defined()) {
-      ctx->save_for_backward({wanted->passes});
-      ctx->saved_data["strides"] = x.strides();
-      return done.output;
-    }
     // x is alive anyway: backward computes the mask again instead of writing one here. As many tensors as fake_quantize
     // saves, which runs in place of this op where torch.utils.checkpoint repeats a forward.
     ctx->save_for_backward({x, done.scale, done.zero_point});
@@ -73,11 +56,7 @@ class StraightThrough : public torch::autograd::Function<StraightThrough> {
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    torch::autograd::variable_list result(4);
-    if (saved.size() == 1) {
-      result[0] = relu_backward(grads[0], saved[0], ctx->saved_data["strides"].toIntVector());
-      return result;
-    }
+    torch::autograd::variable_list result(3);
     const bool unclipped = ctx->saved_data["unclipped"].toBool();
     // Of the op's layout, and with the op's error on a second derivative, whatever was clipped.
     if (unclipped && grads[0].strides() == saved[0].strides() && !at::GradMode::is_enabled()) {
