@@ -180,7 +180,8 @@ class QuantSpec:
         training step least."""
         if self.observer != "auto":
             return self
-        return replace(self, observer="moving_average" if training or self.group_size is not None else "mse")
+        averages = training or self.delayed or self.group_size is not None
+        return replace(self, observer="moving_average" if averages else "mse")
 
     def to_dict(self) -> dict:
         """Plain values, for YAML and JSON; `from_dict` reads them."""

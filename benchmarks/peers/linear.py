@@ -11,6 +11,7 @@ Writes benchmarks/results/linear.json. Takes two minutes. A system that is not r
 from __future__ import annotations
 
 import argparse
+import math
 import pathlib
 import statistics
 import sys
@@ -134,8 +135,9 @@ def measure(rows_of: dict[str, tuple[int, ...]], n: int, k: int, count: int, arg
 
 
 def ratio(rows: list[dict], m: int, over: str, under: str) -> float:
+    """NaN where one of the systems was left out."""
     of = {row["system"]: row["us_of_rounds"] for row in rows if row["m"] == m}
-    return statistics.median(a / b for a, b in zip(of[over], of[under]))
+    return statistics.median(a / b for a, b in zip(of[over], of[under])) if over in of and under in of else math.nan
 
 
 def main() -> None:
@@ -162,7 +164,8 @@ def main() -> None:
     left_out |= failed
     for bits in ("int4", "int8"):
         share = ratio(decode, 1, f"plain_read_{bits}", f"torchquant_{bits}")
-        rate = weight_bytes(f"torchquant_{bits}", n, k) / next(row["median_us"] for row in decode if row["system"] == f"torchquant_{bits}") / 1e3
+        ours = next((row["median_us"] for row in decode if row["system"] == f"torchquant_{bits}"), math.nan)
+        rate = weight_bytes(f"torchquant_{bits}", n, k) / ours / 1e3
         print(f"  {bits}: {rate:.1f} GB/s, {100 * share:.0f} % of a plain read; {ratio(decode, 1, 'torch_fp32', f'torchquant_{bits}'):.2f}x torch fp32")
     setup = {"rounds": arguments.rounds, "burst_seconds": arguments.burst_seconds, "cold_layers": COLD_LAYERS, "left_out": left_out}
     write_result("linear", setup, dynamic + decode)

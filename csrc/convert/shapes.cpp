@@ -80,6 +80,7 @@ class ShapeRules {
         {"aten::embedding", &ShapeRules::embedding},
         {"aten::matmul", &ShapeRules::product},
         {"aten::bmm", &ShapeRules::product},
+        {"aten::mm", &ShapeRules::product},
         {"torchquant::quantized_matmul", &ShapeRules::product},
         {"aten::scaled_dot_product_attention", &ShapeRules::attention},
         {"torchquant::quantized_embedding", &ShapeRules::embedding},

@@ -1,6 +1,7 @@
 // The receipt of a conversion; see summary.h.
 #include "convert/summary.h"
 
+#include <algorithm>
 #include <map>
 
 #include "convert/epilogue.h"
@@ -21,9 +22,25 @@ std::string float_kind(const Node* node) {
   return "";
 }
 
+bool reads_codes(const Node* node) {
+  const auto inputs = node->inputs();
+  return std::any_of(inputs.begin(), inputs.end(),
+                     [](const Value* input) { return input->node()->kind() == kind::dequantize; });
+}
+
+// What keeps a norm in floats.
+std::string norm_reason(const Node* node) {
+  const std::string reason = kByDesign;
+  return is_aten(node, {"batch_norm"}) && reads_codes(node) ? reason + ": integers have 3 or 4 known dimensions"
+                                                            : reason;
+}
+
 // What keeps a product of two activations in floats.
 std::string product_reason(const Node* node) {
   const std::string reason = kByDesign;
+  if (is_aten(node, {"matmul", "bmm", "mm"}) && reads_codes(node)) {
+    return reason + ": one of its operands is a vector, not quantized or of more than 8 dimensions";
+  }
   if (is_aten(node, {"matmul", "bmm", "mm"})) {
     return reason + ": QConfigMapping.set_object_type(\"matmul\", ...) quantizes products of two activations";
   }
@@ -33,9 +50,7 @@ std::string product_reason(const Node* node) {
 
 // Ops that have an integer kernel, for tensors that are quantized on both sides.
 std::string mixed_kind(const Conversion& conversion, const Node* node) {
-  bool reads_codes = false;
-  for (const Value* input : node->inputs()) reads_codes |= input->node()->kind() == kind::dequantize;
-  if (!reads_codes) return "";
+  if (!reads_codes(node)) return "";
   if (is_aten(node, {"add", "mul"})) return node->kind().toUnqualString();
   if (is_aten(node, {"max_pool1d", "max_pool2d"})) return "pool";
   return activation_of(conversion, node) ? "activation" : "";
@@ -56,7 +71,10 @@ std::vector<ReceiptRow> rows_of(const Conversion& conversion, const Node* node) 
     return stays_float(layer_of(conversion, weight), layer_kind(conversion, node), "its weight carries no fake-quant");
   }
   if (const std::string kind = float_kind(node); !kind.empty()) {
-    return stays_float(op_layer(node, kind), kind, kind == "matmul" ? product_reason(node) : kByDesign);
+    return stays_float(op_layer(node, kind), kind,
+                       kind == "matmul" ? product_reason(node)
+                       : kind == "norm" ? norm_reason(node)
+                                        : kByDesign);
   }
   if (const std::string kind = mixed_kind(conversion, node); !kind.empty()) {
     return stays_float(op_layer(node, kind), kind,

@@ -17,6 +17,7 @@ const Float8Kernels& float8_kernels(Isa isa) {
   switch (isa) {
 #if defined(__x86_64__)
     case Isa::kAvx2:
+    case Isa::kAvxVnni:
       return avx2::kFloat8Kernels;
     case Isa::kAvx512:
     case Isa::kAvx512Vnni:

@@ -66,7 +66,7 @@ struct MatmulArgs {
   int64_t columns;
   Operand a;  // [rows, depth], each row dense
   int64_t a_row_stride;
-  Operand b;  // [depth, columns], one of its strides 1
+  Operand b;  // [depth, columns], one of its strides 1 unless it has one column
   int64_t b_row_stride;
   int64_t b_column_stride;
   float multiplier;  // (s_a * s_b) / s_y

@@ -6,7 +6,6 @@
 // Products of codes are exact in fp32; in which order they are added is the matrix library's: a named exception.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/zeros.h>
 
 #include <cmath>
 #include <vector>
@@ -105,6 +104,7 @@ constexpr int64_t kPanel = 64;
 void multiply_panel(const Input& input, const Weight& weight, int64_t first, int64_t channels, float* out,
                     int64_t out_stride) {
   const at::AutoDispatchBelowADInplaceOrView below_autograd;  // this may be a thread of a pool
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);  // mm would narrow the codes
   const int64_t rows = input.values.size(0), depth = input.values.size(1);
   const at::Tensor panel = at::empty({channels, depth}, input.values.options());
   kernels::float8_kernels().dequantize(weight.codes + first * depth, channels * depth, 1.0f, weight.type,

@@ -66,6 +66,13 @@ def test_a_converted_model_computes_the_ops_it_says(weight_dtype, activation_dty
     assert (quantized(x) - model(x)).abs().max() < 0.1 * model(x).abs().max()
 
 
+def test_autocast_does_not_narrow_the_codes():
+    x, layer = torch.randn(5, 32), nn.Linear(32, 8)
+    expected = fp8_linear(x, layer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(fp8_linear(x, layer), expected)
+
+
 def test_what_fp8_leaves_alone_stays_float_and_nothing_is_raised():
     model, tokens = Mixed().eval(), torch.randint(0, 11, (2, 7))
     quantized = tq.quantize_model(model, tokens, tq.qconfigs.fp8_dynamic())

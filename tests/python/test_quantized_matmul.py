@@ -277,21 +277,47 @@ def test_a_module_that_a_name_keeps_float_keeps_its_products():
     assert sorted(precisions) == ["float"] * 4 + ["int8"] * 2
 
 
-def test_more_products_than_the_example_had_are_an_error():
-    class Loop(nn.Module):
+class Loop(nn.Module):
+    """As many products as twice the batch, in a forward that cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.fc(x)
+        for _ in range(x.shape[0] if bool(x.sum() < 1e9) else 0):
+            x = x @ x.transpose(1, 2) @ x
+        return x
+
+
+@pytest.mark.parametrize("example, batch, how_many", [(1, 2, "more than the 2"), (2, 1, "fewer than the 4")])
+def test_other_products_than_the_example_had_are_an_error(example, batch, how_many):
+    prepared = tq.prepare(Loop().eval(), torch.randn(example, 3, 4), opted_in())
+    with pytest.raises(RuntimeError, match=f"computes {how_many} matrix products .* keep the module float with QConfigMapping"):
+        prepared(torch.randn(batch, 3, 4))
+
+
+def test_a_module_that_runs_several_times_has_one_set_of_fake_quants():
+    class Shared(nn.Module):
         def __init__(self):
             super().__init__()
-            self.fc = nn.Linear(4, 4)
+            self.block = Attention(False)
 
         def forward(self, x):
-            x = self.fc(x)
-            for _ in range(x.shape[0] if bool(x.sum() < 1e9) else 0):
-                x = x @ x.transpose(1, 2) @ x
+            for _ in range(3 if bool(x.sum() < 1e9) else 0):
+                x = self.block(x)
             return x
 
-    prepared = tq.prepare(Loop().eval(), torch.randn(1, 3, 4), opted_in())
-    with pytest.raises(RuntimeError, match="computes more than the 2 matrix products .* keep the module float with QConfigMapping"):
-        prepared(torch.randn(2, 3, 4))
+    x = inputs()
+    prepared = tq.prepare(Shared().eval(), x, opted_in())
+    tq.calibrate(prepared, [x])
+    assert [row["precision"] for row in product_rows(tq.convert(prepared, x))] == ["int8"] * 6
+
+
+def test_a_wish_for_products_that_finds_none_is_said():
+    with pytest.warns(UserWarning, match="found no product of two activations; scaled_dot_product_attention is none"):
+        tq.prepare(nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4), opted_in())
 
 
 def test_products_alone_can_be_quantized():

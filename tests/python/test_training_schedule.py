@@ -234,6 +234,22 @@ CHECKPOINTED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("prepare", [tq.prepare, tq.prepare_qat])
+def test_delayed_specs_are_placed_where_tensors_share_a_range(prepare):
+    class Join(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.c(torch.cat([self.a(x), self.b(x)], 1))
+
+    specs = {m.spec for m in prepare(Join(), torch.randn(2, 4), CHECKPOINTED["delayed"]).activation_fake_quants.children()}
+    shared = "min_max" if prepare is tq.prepare_qat else "moving_average"
+    assert {(spec.observer, spec.delayed) for spec in specs} >= {("moving_average", True)}
+    assert {spec.observer for spec in specs} == {"moving_average", shared}
+
+
 @pytest.mark.parametrize("kind", ["reentrant", "not reentrant"])
 @pytest.mark.parametrize("qconfig", CHECKPOINTED.values(), ids=CHECKPOINTED.keys())
 def test_a_checkpointed_step_has_the_bits_of_a_plain_one(kind, qconfig):

@@ -92,17 +92,28 @@ def sensitivity_scan(
         return scan.report(results, mode, time.perf_counter() - started)
 
 
+def _refuse_object_types(candidate) -> None:
+    """A proposal chooses between layers, by name; what it would not hold must not be measured with it."""
+    if isinstance(candidate, QConfigMapping) and candidate._object_types:
+        raise ValueError(
+            "sensitivity_scan: a QConfigMapping with set_object_type cannot be scanned, because proposals choose between layers; "
+            "scan without it and call set_object_type on the proposed mapping"
+        )
+
+
 def named_candidates(qconfig) -> dict[str, QConfig | QConfigMapping]:
     """The QConfigs by name; a single one is called after the bits of its weights."""
     if isinstance(qconfig, QConfig):
         return {"fp8" if qconfig.weight.float8 else f"int{qconfig.weight.bits}": qconfig}
     if not isinstance(qconfig, Mapping):
         as_mapping(qconfig)  # refuses what is no QConfig at all
+        _refuse_object_types(qconfig)
         return {"quantized": qconfig}
     if not qconfig or not all(isinstance(name, str) and name != "float" for name in qconfig):
         raise ValueError(f"sensitivity_scan: qconfig must name at least one QConfig, none of them 'float'; got {list(qconfig)!r}")
     for candidate in qconfig.values():
         as_mapping(candidate)
+        _refuse_object_types(candidate)
     return dict(qconfig)
 
 

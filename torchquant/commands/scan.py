@@ -94,7 +94,13 @@ def scan(
     if os.environ.get("RANK", "0") == "0":  # the other processes have the same report
 
         def measure(mapping: QConfigMapping) -> dict | None:
-            return None if no_measure or no_latency else report.measure(mapping, net, example, batches, evaluate=metric)
+            if no_measure or no_latency:
+                return None
+            try:
+                return report.measure(mapping, net, example, batches, evaluate=metric)
+            except Exception as error:  # whatever the metric does with a converted model, it must not cost the scan
+                click.echo(f"the proposal was not measured: {type(error).__name__}: {error}", err=True)
+                return None
 
         _finish(report, given, folder, as_json, measure)
 

@@ -130,7 +130,7 @@ def _static(qconfigs: dict, paths) -> dict[str, QConfig]:
 
 
 def _with_observer(qconfig: QConfig, observer: str, **changes) -> QConfig:
-    return QConfig(qconfig.weight, replace(qconfig.activation, observer=observer, **changes))
+    return QConfig(qconfig.weight, replace(qconfig.activation, **{"observer": observer, "delayed": False, **changes}))
 
 
 def _entries(layers: dict[str, QConfig], observer: str) -> dict[str, QConfig]:
@@ -163,7 +163,7 @@ def _watching(observer):
 def _qparams(fake_quant, candidate: str, average: MovingAverageMinMaxObserver):
     if candidate == "moving_average":
         return average.calculate_qparams()
-    observer = make_observer(replace(fake_quant.spec, observer=candidate)).to(fake_quant.scale.device)
+    observer = make_observer(replace(fake_quant.spec, observer=candidate, delayed=False)).to(fake_quant.scale.device)
     seen = fake_quant.observer.state_dict()
     observer.load_state_dict({name: seen[name] for name in observer.state_dict()})
     return observer.calculate_qparams()

@@ -123,6 +123,7 @@ class Dataflow:
         self.stored = {id(tensor): name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
         self.uses: dict[int, int] = {}
         self.callers = [""]
+        self._kept_rows: list[Tensor] = []
         self.rows: dict[int, tuple[Tensor, int]] = {}  # id of a layer's weight or bias -> the parameter of which it is a part, its first row
         self.opaque: dict[str, str] = {}  # layers that cannot be rescaled -> the reason
         self.output = self._record()
@@ -235,6 +236,7 @@ class Dataflow:
         parameter, first = part
         rows = parameter.detach()[first : first + len(tensor)]
         self.rows[id(rows)] = part
+        self._kept_rows.append(rows)  # an id is given again once its tensor is gone
         return rows
 
     def _part_of_stored(self, tensor: Tensor) -> tuple[Tensor, int] | None:

@@ -54,10 +54,11 @@ def _prepare(model, example_inputs, qconfig, *, training):
 
 def _prepare_checked(model, args, kwargs, qconfig, training):
     prepared = copy.deepcopy(model)
-    run = run_example(prepared, args, kwargs)
     placement = Placement(prepared, qconfig, training)
+    run = run_example(prepared, args, kwargs, keep_products=placement.wants_products())
     _place(placement, run, args, kwargs)
     _note_float_layers(placement, run)
+    placement.check_products()
     if not placement.quantizes_anything():
         reasons = (
             "\n".join(f"  {row['name'] or 'the model'}: {row['reason']}" for row in placement.report.rows)

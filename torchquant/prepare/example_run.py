@@ -54,6 +54,7 @@ class ProductCall:
     """torch.matmul(a, b) and its like. `operands` is None where one of them is stored or no batch of matrices."""
 
     caller: str  # path of the module whose forward made the call
+    turn: int  # of all forwards in the run: a module may have several
     operands: tuple[torch.Tensor, torch.Tensor] | None
 
 
@@ -72,6 +73,7 @@ class ExampleRun:
     output: object = None
     calls: list[ModuleCall] = field(default_factory=list)  # holds on to the inputs, so that no two tensors share an id
     functional_calls: list[FunctionalCall] = field(default_factory=list)
+    keeps_products: bool = False
     product_calls: list[ProductCall] = field(default_factory=list)
     float_calls: list[FloatCall] = field(default_factory=list)
 
@@ -129,7 +131,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, model, run):
         super().__init__()
         self.run = run
-        self.running = [("", model)]  # the modules whose forwards are on the stack, and their paths
+        self.running = [("", model, 0)]  # the modules whose forwards are on the stack: path, module, which forward of the run
         self.owners = {id(parameter): name.rpartition(".")[::2] for name, parameter in model.named_parameters()}
         self.derived = {}  # id of a tensor made of stored tensors alone -> (owner, name) of the first of them, the tensor
         for name, tensor in (*model.named_buffers(), *model.named_parameters()):
@@ -137,17 +139,21 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        caller, module = self.running[-1]
+        caller, module, turn = self.running[-1]
         if not (compute_layer(module) or float_layer(module)):
+            self._note_product(caller, turn, function, args, kwargs)
             self._note_call(caller, function, args, kwargs)
         result = function(*args, **kwargs)
         self._follow_stored(result, args, kwargs)
         return result
 
-    def _note_call(self, caller, function, args, kwargs):
-        if operands := product_operands(function, args, kwargs):
+    def _note_product(self, caller, turn, function, args, kwargs):
+        operands = product_operands(function, args, kwargs) if self.run.keeps_products else None
+        if operands:
             activations = all(id(x) not in self.derived and is_matrices(x) for x in operands)
-            self.run.product_calls.append(ProductCall(caller, operands if activations else None))
+            self.run.product_calls.append(ProductCall(caller, turn, operands if activations else None))
+
+    def _note_call(self, caller, function, args, kwargs):
         compute = compute_function(function)
         weight = operand(args, kwargs, compute.weight) if compute else None
         if id(weight) in self.owners and (function in COMPUTE_FUNCTIONS or is_matrix_layer(function, args, kwargs, weight)):
@@ -175,14 +181,15 @@ class _Recorder(TorchFunctionMode):
                 self.derived.setdefault(id(tensor), (self.derived[id(tensors[0])][0], tensor))
 
 
-def run_example(model, args, kwargs):
-    """Runs the model in eval mode without gradients. Nothing of the model changes but what its own forward changes."""
-    run = ExampleRun()
+def run_example(model, args, kwargs, *, keep_products=False):
+    """Runs the model in eval mode without gradients. Nothing of the model changes but what its own forward changes.
+    `keep_products` records products of activations, and keeps their operands alive."""
+    run = ExampleRun(keeps_products=keep_products)
     recorder = _Recorder(model, run)
 
     def entered(path):
         def hook(module, args, kwargs):
-            recorder.running.append((path, module))
+            recorder.running.append((path, module, len(run.calls) + 1))
             run.calls.append(ModuleCall(path, module, args, kwargs))
 
         return hook

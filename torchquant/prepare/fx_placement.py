@@ -311,7 +311,7 @@ class _Placer:
         """A moving average over several tensors would settle between their ranges and cut the widest one."""
         members = {*self.shares_with, *self.shares_with.values()}
         shared = sum(self._share_root(member) is self._share_root(node) for member in members) > 1
-        return replace(spec, observer="min_max") if shared and spec.observer == "moving_average" else spec
+        return replace(spec, observer="min_max", delayed=False) if shared and spec.observer == "moving_average" else spec
 
     def _add(self, container, node, spec):
         name = re.sub(r"\W", "_", self._describe(node))

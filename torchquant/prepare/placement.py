@@ -1,6 +1,7 @@
 """What both ways of placing fake-quants share: how each layer is to run, one fake-quant per weight, and the report of
 all decisions."""
 
+import warnings
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -74,6 +75,15 @@ class Placement:
 
     def quantize_product(self):
         self._quantized_products = True
+
+    def check_products(self):
+        """Warns where products were asked for and none was found, as set_module_type does."""
+        if self.wants_products() and not self._quantized_products:
+            warnings.warn(
+                'prepare: set_object_type("matmul", ...) found no product of two activations; scaled_dot_product_attention is none '
+                '(models from transformers write it out with attn_implementation="eager")',
+                stacklevel=5,
+            )
 
     def keep_float(self, path, layer: ComputeLayer, reason, name=None):
         """Notes a layer without an integer kernel that the module at `path` runs, for the report and the converter's receipt."""

@@ -37,8 +37,10 @@ class QuantizedProducts(nn.Module):
 
     @not_compiled
     def forward(self, *args, **kwargs):
-        with _FakeQuantizeOperands(self):
-            return super().forward(*args, **kwargs)
+        with _FakeQuantizeOperands(self) as products:
+            result = super().forward(*args, **kwargs)
+        products.check_all_ran()
+        return result
 
 
 class _Handling(threading.local):
@@ -74,12 +76,21 @@ class _FakeQuantizeOperands(TorchFunctionMode):
             return None
         index, self.index = self.index, self.index + 1
         if index >= container.count and container._modules:
-            raise RuntimeError(
-                f"{type(self.module).__name__}: forward computes more than the {container.count} matrix products that it computed on "
-                "prepare's example_inputs; prepare it with inputs for which it computes all of them, or keep the module float with "
-                "QConfigMapping.set_module_name"
-            )
+            self._refuse("more", container.count)
         return container.of(index)
+
+    def check_all_ran(self):
+        """A forward that left one out has given others the ranges of their neighbours."""
+        container = self.module._modules.get(CONTAINER)
+        if container is not None and container._modules and 0 < self.index < container.count:
+            self._refuse("fewer", container.count)
+
+    def _refuse(self, how_many, count):
+        raise RuntimeError(
+            f"{type(self.module).__name__}: forward computes {how_many} than the {count} matrix products that it computed on prepare's "
+            "example_inputs; prepare it with inputs for which it computes all of them, or keep the module float with "
+            "QConfigMapping.set_module_name"
+        )
 
 
 def place(placement, inputs, calls, scoped):
@@ -87,10 +98,11 @@ def place(placement, inputs, calls, scoped):
     else a module around them would take the products for its own."""
     by_caller = {}
     for call in calls:
-        by_caller.setdefault(call.caller, []).append(call)
+        by_caller.setdefault(call.caller, {}).setdefault(call.turn, []).append(call)
     for path, module in scoped:
-        if path in by_caller:
-            add_submodule(module, CONTAINER, _fake_quants(placement, inputs, path, by_caller[path]))
+        if path in by_caller:  # a module that runs several times has one set for all its forwards
+            longest = max(by_caller[path].values(), key=len)
+            add_submodule(module, CONTAINER, _fake_quants(placement, inputs, path, longest))
         if path in by_caller or (by_caller and isinstance(module, QuantizedAttention)):
             extend(module, mixin=QuantizedProducts)
 
@@ -100,6 +112,8 @@ def _fake_quants(placement, inputs, path, calls):
     spec = placement.product_spec(path)
     for index, call in enumerate(calls):
         if spec is None or call.operands is None:
+            reason = "a module that stays float keeps its products float" if spec is None else "an operand is stored or no matrix"
+            placement.report.add(f"{path}.matmul#{index + 1}".lstrip("."), "layer", None, reason)
             continue
         placement.quantize_product()
         for name, value in zip((f"input_{index}", f"other_{index}"), call.operands):

@@ -18,6 +18,12 @@ def join_sharding_group(prepared: nn.Module, args) -> None:
     sharded = {path: module for path, module in prepared.named_modules() if isinstance(module, sys.modules["torch.distributed.fsdp"].FSDPModule)}
     groups = (module._get_fsdp_state()._fsdp_param_group for module in sharded.values())
     mesh = next((group.mesh_info.mesh for group in groups if group is not None), None)
+    foreign = next((name for name, value in prepared.named_parameters() if getattr(value, "device_mesh", mesh) != mesh), None)
+    if foreign:
+        raise RuntimeError(
+            f"{foreign} is a DTensor that fully_shard did not make (tensor parallelism), and would not be fake-quantized; train with "
+            "fully_shard or DistributedDataParallel alone"
+        )
     if mesh is None:
         return
     _check(prepared, sharded, mesh)

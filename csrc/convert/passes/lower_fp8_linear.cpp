@@ -25,10 +25,14 @@ void lower(Conversion& conversion, Node* node) {
     throw CannotLower("the fp8 fake-quant of its input has several scales, and the kernel takes one or each row's own");
   }
 
+  const int64_t x_dtype = setting(conversion, fake_quant, "dtype").toInt();
+  if (x_dtype == static_cast<int64_t>(at::kFloat8_e5m2) && weight.codes.scalar_type() == at::kFloat8_e5m2) {
+    throw CannotLower("no kernel multiplies two float8_e5m2: its input or its weight must be float8_e4m3fn");
+  }
   std::vector<Argument> inputs{fake_quant->input(0), conversion.buffer(weight.layer + ".weight_fp8", weight.codes),
                                conversion.buffer(weight.layer + ".weight_scale", weight.scale)};
   if (bias.defined()) inputs.emplace_back(conversion.buffer(weight.layer + ".bias", bias));
-  std::vector<Argument> arguments{{"x_dtype", setting(conversion, fake_quant, "dtype").toInt()}};
+  std::vector<Argument> arguments{{"x_dtype", x_dtype}};
   if (!scale.isNone()) {
     arguments.emplace_back("x_scale", conversion.buffer(weight.layer + ".x_scale", scale.toTensor().to(at::kFloat)));
   }

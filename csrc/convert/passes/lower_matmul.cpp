@@ -4,12 +4,16 @@
 
 #include "convert/passes.h"
 #include "convert/requantize.h"
+#include "kernels/integer_matmul.h"
 
 namespace torchquant::conversion {
 namespace {
 
-// matmul multiplies vectors as well; the op does not.
-bool is_vector(const Shapes& shapes, const Value* value) { return shapes.rank(value).value_or(2) < 2; }
+// matmul multiplies vectors as well, and tensors of any rank; the op does not.
+bool takes(const Shapes& shapes, const Value* value) {
+  const auto rank = shapes.rank(value).value_or(2);
+  return rank >= 2 && rank <= 2 + kernels::MatmulBatch::kMostAxes;
+}
 
 std::optional<double> stored_number(const Conversion& conversion, const Value* value) {
   const auto number = conversion.resolve(value);
@@ -49,7 +53,7 @@ Product match_product(const Conversion& conversion, Node* node) {
 void lower(Conversion& conversion, const Shapes& shapes, Node* node) {
   const auto a = quantized(conversion, node->input(0));
   const auto b = quantized(conversion, node->input(1));
-  if (!a || !b || is_vector(shapes, node->input(0)) || is_vector(shapes, node->input(1))) return;
+  if (!a || !b || !takes(shapes, node->input(0)) || !takes(shapes, node->input(1))) return;
   const auto [factor, epilogue] = match_product(conversion, node);
   std::vector<Argument> arguments = epilogue_arguments(epilogue);
   const float multiplier = a->params.scale * b->params.scale * factor / epilogue.output.scale;

@@ -13,7 +13,7 @@ namespace torchquant::kernels::avx512_vnni {
 struct PanelSource {
   const uint8_t* codes;
   int64_t row_stride;     // from one step of the depth to the next
-  int64_t column_stride;  // either is 1
+  int64_t column_stride;  // either is 1, unless there is one column
   int64_t depth;
   int64_t columns;
   uint8_t flip;

@@ -1,5 +1,5 @@
-// Reductions of every parameter's elements in one pass over memory, the last step included; used by reductions.cu and
-// observe_fake_quantize.cu.
+// Reductions of every parameter's elements in one pass over memory, the last step included; used by reductions.cu,
+// observe_fake_quantize.cu and fake_quantize_and_observe.cu.
 //
 // An Op brings
 //   Value                           what is reduced: none() of no element, merge(), shuffle_down()
