@@ -421,7 +421,7 @@ def test_indexing_by_a_tensor_and_arithmetic_with_numbers_are_float():
         ("resnet18", 21, 22),  # 17 groups and the input; 3 downsamplings; the pool
         ("mobilenet_v2", 53, 54),
         ("mobilenet_v3_small", 54, 73),
-        ("densenet121", 121, 121),
+        ("densenet121", 121, 187),
         ("shufflenet_v2_x0_5", 57, 58),
         ("squeezenet1_1", 26, 26),
     ],
