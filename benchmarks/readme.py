@@ -1,7 +1,7 @@
-"""Draws the tables of README.md and docs/performance.md from benchmarks/results/*.json, so that every number there is one that a command
+"""Draws the tables of README.md, docs/performance.md and docs/zoo.md from benchmarks/results/*.json, so that every number there is one that a command
 prints.
 
-    python benchmarks/readme.py            # rewrite both
+    python benchmarks/readme.py            # rewrite all
     python benchmarks/readme.py --check    # exit 1 if one is not what the results say
 """
 
@@ -187,8 +187,25 @@ def kernels_section() -> str:
     )
 
 
+def zoo_section() -> str:
+    result = read("zoo")
+    rows = []
+    for row in result["rows"]:
+        if "error" in row:
+            rows.append((row["network"], "", "", "", "", "", row["error"]))
+            continue
+        why = "; ".join(f"{entry['layers']} {entry['kind']}" for entry in row["float_why"])
+        figures = (f"{row['sqnr_simulation_db']:.1f} dB", f"{row['sqnr_integers_db']:.1f} dB", f"{row['convert_cpu_s']:.1f} s")
+        rows.append((row["network"], row["integer_layers"], row["float_layers"], *figures, why))
+    reasons = sorted({f"{entry['kind']}: {entry['reason']}" for row in result["rows"] for entry in row.get("float_why", [])})
+    heading = ("network", "layers in integers", "in floats", "simulation", "integers", "conversion, CPU", "float layers")
+    listed = "".join(f"- {reason}\n" for reason in reasons)
+    return f"{len(rows)} networks ({where(result)}):\n\n{markdown(heading, rows)}\nReasons in the receipts:\n\n{listed}"
+
+
 DOCUMENTS = {
     "README.md": (fake_quantize_section, qat_step_section, layer_agreement_section, peers_section, linear_section),
+    "docs/zoo.md": (zoo_section,),
     "docs/performance.md": (network_bars_section, linear_section, linear_bounds_section, kernels_section),
 }
 

@@ -168,7 +168,7 @@ def _child(connection, name: str, image: int, threads: int) -> None:
         connection.send(convert_one(name, image))
     except BaseException as error:
         traceback.print_exc()
-        connection.send({"network": name, "error": f"{type(error).__name__}: {error}".splitlines()[0]})
+        connection.send({"network": name, "error": f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]})
 
 
 def run_one(name: str, image: int, threads: int) -> dict:

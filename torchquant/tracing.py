@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
 import pathlib
+import types
 import warnings
 from collections.abc import Mapping
 
@@ -61,7 +63,8 @@ class Trace:
             return self.script(*_clones(inputs))
 
     def _trace(self) -> torch.jit.ScriptModule:
-        with torch.no_grad(), repeatable(), without_fused_attention(), warnings.catch_warnings(record=True) as noted:
+        noting = warnings.catch_warnings(record=True)
+        with torch.no_grad(), repeatable(), without_fused_attention(), _inlined_functions(), noting as noted:
             # The tracer's guesses about baked-in sizes are answered by our checks; its deprecation is not the user's matter.
             warnings.simplefilter("always")
             script = torch.jit.trace(self.model, self.inputs, check_trace=False, strict=False)
@@ -101,6 +104,34 @@ class Trace:
             raise ValueError(f"convert: the trace of the model {blame} (its results differ from the model's)")
         self.checks.append({"check": what, "shapes": [list(leaf.shape) for leaf in pytree.tree_leaves(inputs)]})
         self.checked.append((inputs, expected))
+
+
+class _NoBackward(types.SimpleNamespace):
+    """What the forward of a torch.autograd.Function gets for its context where no backward follows."""
+
+    def _ignored(self, *args) -> None:
+        pass
+
+    save_for_backward = save_for_forward = mark_dirty = mark_non_differentiable = set_materialize_grads = _ignored
+
+
+@contextlib.contextmanager
+def _inlined_functions():
+    """A torch.autograd.Function written in Python runs its forward alone, so that the trace holds the ops in it and not a call of
+    Python, which no TorchScript file can store."""
+    function = torch.autograd.Function
+    original = function.__dict__["apply"]
+
+    def apply(cls, *args, **kwargs):
+        if cls.setup_context is not function.setup_context:
+            return cls.forward(*args, **kwargs)
+        return cls.forward(_NoBackward(needs_input_grad=(False,) * len(args)), *args, **kwargs)
+
+    function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        function.apply = original
 
 
 def _warn_of_decisions(noted: list[warnings.WarningMessage]) -> None:

@@ -99,6 +99,45 @@ def test_batch_norms_that_no_layer_takes_in_are_layers(dims):
         assert row.passed, row
 
 
+class OldStyle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, factor=2.0):
+        ctx.save_for_backward(x)
+        ctx.factor = factor
+        return x * torch.sigmoid(factor * x)
+
+
+class NewStyle(torch.autograd.Function):
+    @staticmethod
+    def forward(x, factor=2.0):
+        return x * torch.sigmoid(factor * x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+
+
+@pytest.mark.parametrize("function", [OldStyle, NewStyle])
+def test_autograd_functions_of_python_become_their_ops(function, tmp_path):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.b(function.apply(self.a(x), 1.5))
+
+    apply, x = torch.autograd.Function.__dict__["apply"], torch.randn(4, 6)
+    model = Model().eval()
+    quantized = quantize(model, x)
+    quantized.save(tmp_path / "model.pt")
+    assert torch.equal(tq.load(tmp_path / "model.pt")(x), quantized(x))
+    with torch.no_grad():
+        hidden = model.a(x)
+        assert torch.allclose(quantized(x), model.b(hidden * torch.sigmoid(1.5 * hidden)), atol=0.1)
+    assert torch.autograd.Function.__dict__["apply"] is apply
+
+
 def test_a_wrong_layer_fails_the_bar(image_case):
     model, x = image_case
     prepared = prepare_and_calibrate(model, x)
