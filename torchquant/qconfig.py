@@ -28,6 +28,8 @@ FLOAT8 = {"e4m3fn": (torch.float8_e4m3fn, 448), "e5m2": (torch.float8_e5m2, 5734
 # functions that it stands for.
 OBJECT_TYPES = {"matmul": (torch.matmul, torch.bmm, torch.mm, operator.matmul)}
 
+_FLAGS = ("symmetric", "dynamic", "learnable", "learnable_zero_point", "learnable_clip", "power_of_two", "delayed")  # of a QuantSpec
+
 FILE_VERSION = 1  # of a saved QConfigMapping
 
 
@@ -75,6 +77,8 @@ class QuantSpec:
     delayed: bool = False
 
     def __post_init__(self):
+        for flag in _FLAGS:
+            _check(isinstance(getattr(self, flag), bool), "QuantSpec", flag, "True or False", getattr(self, flag))
         codes = (self.quant_min, self.quant_max)
         if self.float8 is not None:
             self._check_float8(codes)
@@ -204,6 +208,8 @@ class QConfig:
         for name, allowed in (("weight", QuantSpec), ("activation", (QuantSpec, type(None)))):
             if not isinstance(getattr(self, name), allowed):
                 raise TypeError(f"QConfig: {name} must be a QuantSpec, got {getattr(self, name)!r}")
+        if self.activation is not None and not self.activation.dynamic:
+            _check(self.activation.axis is None, "QConfig", "activation.axis", "None (one scale for the tensor) unless dynamic", self.activation.axis)
         formats = self.weight.float8, self.activation and self.activation.float8
         _check(bool(formats[0]) == bool(formats[1]), "QConfig", "activation", "fp8 where the weight is, and nowhere else", self.activation)
         _check(formats != ("e5m2", "e5m2"), "QConfig", "activation", "e4m3fn for e5m2 weights (GPUs multiply no two e5m2)", formats[1])

@@ -90,6 +90,12 @@ def test_replace_keeps_a_spec_whole():
         (lambda: QuantSpec.activation(delayed=True, observer="mse"), r"observer must be auto or moving_average when delayed, got 'mse'"),
         (lambda: QuantSpec.activation(delayed=True, learnable=True), r"delayed must be False where the scale or clipping value is learned"),
         (lambda: QuantSpec.activation(delayed=True, power_of_two=True), r"power_of_two must be False when delayed"),
+        (lambda: QuantSpec.activation(delayed="False"), r"delayed must be True or False, got 'False'"),
+        (lambda: QuantSpec.weight(symmetric="no"), r"symmetric must be True or False, got 'no'"),
+        (
+            lambda: QConfig(QuantSpec.weight(), QuantSpec.activation(axis=1)),
+            r"QConfig: activation.axis must be None \(one scale for the tensor\) unless dynamic, got 1",
+        ),
         (lambda: QuantSpec.activation(delayed=True, rounding="noise"), r"rounding must be nearest when delayed, got 'noise'"),
     ],
 )

@@ -81,6 +81,9 @@ def _is_prepared(model) -> bool:
     return isinstance(model, PreparedModel)
 
 
+_NO_SCALE = "the file does not hold its scale; give prepared= to compare it"
+
+
 class _Comparing:
     """The running sums of one comparison."""
 
@@ -165,7 +168,7 @@ class _Comparing:
             return None, None
         scale, zero_point = self._qparams(result)
         if scale is None:
-            self.rows[candidates[0]].converted_note = "the file does not hold its scale; give prepared= to compare it"
+            self.rows[candidates[0]].converted_note = _NO_SCALE
             return None, None
         value = dequantize(result.result, scale, zero_point)
         # A fake-quant that several layers share (a concatenation's) has a row per tensor: the nearest is this op's.
@@ -196,6 +199,8 @@ class _Comparing:
                 continue
             if key in receipt and not receipt[key]["kernel"]:
                 row.converted_note = "runs in float"
+            elif key in receipt and not receipt[key]["fused"] and receipt[key]["output"] and receipt[key]["output"] not in self.fake_quants:
+                row.converted_note = _NO_SCALE
             elif key in receipt and not receipt[key]["fused"]:
                 row.converted_note = "moves integers and changes none"
             else:

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from torchquant.files import write_text
-from torchquant.qconfig import QConfig, QConfigMapping
+from torchquant.qconfig import QConfig, QConfigMapping, as_mapping
 from torchquant.shown_as_table import ShownAsTable, new_table
 
 _FORMAT = "torchquant sensitivity scan 1"
@@ -109,6 +109,7 @@ class SensitivityReport(ShownAsTable):
 
     def predict(self, mapping: QConfigMapping) -> dict[str, float | None]:
         """{"metric", "drop", "latency_ms", "size_mb"} of a mapping that `propose` returned, as the sum over its layers."""
+        mapping = as_mapping(mapping)
         layers, options = self._options()
         return self._prediction([_option_of(mapping, layer, choices) for layer, choices in zip(layers, options)])
 
@@ -123,6 +124,7 @@ class SensitivityReport(ShownAsTable):
         way, is converted, a residual sum or an activation joins its layer only where both are integers, and runs of integer layers
         that a float one cuts share no memory. Where precisions alternate the measured latency is therefore the larger one.
         """
+        mapping = as_mapping(mapping)
         from torchquant.analysis.proposal import measure_proposal  # here: it needs the converter, a report alone does not
 
         if set(self.choices(mapping).values()) == {"float"}:  # what the scan began with
@@ -131,6 +133,7 @@ class SensitivityReport(ShownAsTable):
 
     def choices(self, mapping: QConfigMapping) -> dict[str, str]:
         """Layer -> the candidate, or "float", that such a mapping gives it."""
+        mapping = as_mapping(mapping)
         layers, options = self._options()
         return {layer: _option_of(mapping, layer, choices)["candidate"] for layer, choices in zip(layers, options)}
 

@@ -18,7 +18,7 @@ from torchquant.commands.common import INPUTS_FORM, as_json, call_target, errors
 from torchquant.progress import ProgressBar
 from torchquant.qconfig import QConfigMapping
 
-_PRESETS = ("int8_static", "int4_weight_static", "int8_dynamic", "int8_weight_only", "int4_weight_only")
+_PRESETS = ("int8_static", "int4_weight_static", "int8_dynamic", "fp8_dynamic", "int8_weight_only", "int4_weight_only")
 _BUDGETS = ("max_latency_ms", "max_size_mb", "max_accuracy_drop")
 _TARGET = "MODULE:NAME"
 
