@@ -44,6 +44,11 @@ def timed_step(model, optimizer, images, labels):
     return seconds, loss.item()
 
 
+def ratio_of_rounds(over: list[float], under: list[float]) -> float:
+    """Median of over / under, each taken within one round: shared machines change speed from round to round."""
+    return statistics.median(a / b for a, b in zip(over, under))
+
+
 def print_against_fp32(seconds: dict[str, list[float]]) -> list[dict]:
     """Prints the median of each peer and its ratio to fp32's; returns them as rows for `write_result`."""
     medians = {peer: statistics.median(values) for peer, values in seconds.items()}

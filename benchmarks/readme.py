@@ -12,6 +12,8 @@ import pathlib
 import statistics
 import sys
 
+from harness import ratio_of_rounds
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
 
@@ -86,11 +88,6 @@ def peers_section() -> str:
         f"**Whole networks in int8 beside other systems**, each row one run, median of {result['setup']['rounds']} rounds ({measured}):\n\n"
         + markdown(("network", "batch", "TorchQuant", "others, fastest first"), rows)
     )
-
-
-def ratio_of_rounds(over: list[float], under: list[float]) -> float:
-    """Median of over / under, each taken within one round: shared machines change speed from round to round."""
-    return statistics.median(a / b for a, b in zip(over, under))
 
 
 LINEAR_SYSTEMS = {"torch_ao_dynamic": "torch.ao dynamic", "torchao_dynamic_w8a8": "torchao W8A8, compiled", "torch_fp32": "torch fp32"}

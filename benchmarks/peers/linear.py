@@ -25,7 +25,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
 from networks import signal_to_noise  # noqa: E402
-from harness import PeerProcesses, write_result  # noqa: E402
+from harness import PeerProcesses, ratio_of_rounds, write_result  # noqa: E402
 
 DYNAMIC = ("torchquant_dynamic", "torch_ao_dynamic", "torchao_dynamic_w8a8", "torch_fp32")
 PLAIN_READ = "plain_read_dynamic"  # of a dynamic layer's weights, as warm as it finds them
@@ -137,7 +137,7 @@ def measure(rows_of: dict[str, tuple[int, ...]], n: int, k: int, count: int, arg
 def ratio(rows: list[dict], m: int, over: str, under: str) -> float:
     """NaN where one of the systems was left out."""
     of = {row["system"]: row["us_of_rounds"] for row in rows if row["m"] == m}
-    return statistics.median(a / b for a, b in zip(of[over], of[under])) if over in of and under in of else math.nan
+    return ratio_of_rounds(of[over], of[under]) if over in of and under in of else math.nan
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
 from networks import NETWORKS, build, example, signal_to_noise  # noqa: E402
-from harness import RESULTS, PeerProcesses, write_result  # noqa: E402
+from harness import RESULTS, PeerProcesses, ratio_of_rounds, write_result  # noqa: E402
 from systems import SYSTEMS, systems_for  # noqa: E402
 
 SMALLEST_SQNR = 3.0  # dB; below it an output has little to do with the float model's, and its time means nothing
@@ -144,9 +144,8 @@ def measure(network: str, batch: int, systems: list[str], arguments, folder: pat
 
 
 def ratio(row: dict, over: str, under: str = "torchquant") -> float:
-    """Median over the rounds of time(over) / time(under), each taken within one round."""
-    pairs = zip(row["systems"][over]["median_ms_of_rounds"], row["systems"][under]["median_ms_of_rounds"])
-    return statistics.median(a / b for a, b in pairs)
+    """Of time(over) / time(under)."""
+    return ratio_of_rounds(row["systems"][over]["median_ms_of_rounds"], row["systems"][under]["median_ms_of_rounds"])
 
 
 def print_table(row: dict) -> None:

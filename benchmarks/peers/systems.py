@@ -124,8 +124,8 @@ class TorchaoDynamic(System):
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
         quantize_(model, Int8DynamicActivationInt8WeightConfig())
-        torch._inductor.config.freezing = True
-        return torch.compile(model)
+        # Inductor's freezing stays off: it puts the products into an op that takes seconds each, on a processor with VNNI.
+        return torch.compile(model, dynamic=False)
 
 
 def export_onnx(model, name, batch, folder) -> pathlib.Path:

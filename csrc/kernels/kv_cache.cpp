@@ -11,7 +11,7 @@
 namespace torchquant::kernels {
 namespace {
 
-// How one row is quantized, from its largest finite_magnitude_bits(), and what its codes mean.
+// How one row is quantized, from its largest_finite_bits(), and what its codes mean.
 struct Int8Row {
   explicit Int8Row(int32_t largest) : qparams(numerics::dynamic_qparams(largest)) {}
   float scale() const { return qparams.scale; }
@@ -48,12 +48,7 @@ void with_rows(KvCode code, const Body& body) {
 
 template <typename Row>
 void append_row(const float* row, int64_t depth, uint8_t* codes, float* scale) {
-  int32_t largest = 0;
-  for (int64_t d = 0; d < depth; ++d) {
-    const int32_t magnitude = numerics::finite_magnitude_bits(row[d]);
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  const Row quantized(largest);
+  const Row quantized(numerics::largest_finite_bits(row, depth));
   for (int64_t d = 0; d < depth; ++d) codes[d] = quantized.code(row[d]);
   *scale = quantized.scale();
 }

@@ -19,7 +19,17 @@ TQ_HOST_DEVICE int32_t finite_magnitude_bits(float x) {
   return bits < 0x7f800000 ? bits : 0;
 }
 
-// From the largest finite_magnitude_bits() of the row.
+// The largest of a row. Compared as bits, because compilers do not turn a maximum of floats into vectors.
+TQ_HOST_DEVICE int32_t largest_finite_bits(const float* x, int64_t n) {
+  int32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t finite = finite_magnitude_bits(x[i]);
+    largest = finite > largest ? finite : largest;
+  }
+  return largest;
+}
+
+// From the largest_finite_bits() of the row.
 TQ_HOST_DEVICE QParams dynamic_qparams(int32_t largest_bits) {
   const float largest = bits_to_float(static_cast<uint32_t>(largest_bits));
   const ScaleZeroPoint chosen = choose_symmetric_qparams(-largest, largest, kDynamicRange);

@@ -48,8 +48,8 @@ class ComputeFunction:
 
 
 _CONV = frozenset({"static"})
-_INTEGER = frozenset({"static", "dynamic", "weight_only"})
-LINEAR = ComputeLayer("linear", 0, _INTEGER | {"fp8"})
+INTEGER_MODES = frozenset({"static", "dynamic", "weight_only"})
+LINEAR = ComputeLayer("linear", 0, INTEGER_MODES | {"fp8"})
 MATRIX = ComputeLayer("linear", 1, LINEAR.modes, input_axis=0)  # x @ weight, whose rows are the inputs
 EMBEDDING = ComputeLayer("embedding", 0, frozenset({"weight_only"}))
 COMPUTE_MODULES = {
@@ -93,12 +93,12 @@ _ACTIVATION_PRODUCTS = {
 FLOAT_LAYERS = {
     nn.Conv3d: ComputeLayer("conv3d", 0, _CONV),
     nn.ConvTranspose3d: ComputeLayer("conv_transpose3d", 1, _CONV),
-    nn.Bilinear: ComputeLayer("bilinear", 0, _INTEGER),
+    nn.Bilinear: ComputeLayer("bilinear", 0, INTEGER_MODES),
     nn.EmbeddingBag: ComputeLayer("embedding_bag", 0, EMBEDDING.modes),
-    nn.RNN: ComputeLayer("rnn", 0, _INTEGER),
-    nn.RNNCell: ComputeLayer("rnn_cell", 0, _INTEGER),
-    nn.LSTMCell: ComputeLayer("lstm_cell", 0, _INTEGER),
-    nn.GRUCell: ComputeLayer("gru_cell", 0, _INTEGER),
+    nn.RNN: ComputeLayer("rnn", 0, INTEGER_MODES),
+    nn.RNNCell: ComputeLayer("rnn_cell", 0, INTEGER_MODES),
+    nn.LSTMCell: ComputeLayer("lstm_cell", 0, INTEGER_MODES),
+    nn.GRUCell: ComputeLayer("gru_cell", 0, INTEGER_MODES),
 }
 
 _MODULES = {

@@ -1,18 +1,6 @@
 // The fp8 kernels as plain loops over the contract's scalar functions, which the compiler turns into vectors. Included
 // only by float8_*.cpp, inside a namespace of the instruction set's own.
 
-// Magnitudes are compared as bits: that gives the same maximum, and compilers do not turn a maximum of floats into
-// vectors.
-template <typename Format>
-float scale_of_run(const float* x, int64_t n) {
-  int32_t largest = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const int32_t finite = numerics::finite_magnitude_bits(x[i]);
-    largest = finite > largest ? finite : largest;
-  }
-  return numerics::float8_scale<Format>(largest);
-}
-
 template <typename Format>
 void quantize_run(const float* x, int64_t n, float scale, uint8_t* codes) {
   const float inv_scale = 1.0f / scale;
@@ -31,8 +19,9 @@ void fake_quantize_run(const float* x, int64_t n, float scale, float* y) {
 }
 
 float scale_of(const float* x, int64_t n, Float8Type type) {
-  return type == Float8Type::kE4M3 ? scale_of_run<numerics::Float8E4M3>(x, n)
-                                   : scale_of_run<numerics::Float8E5M2>(x, n);
+  const int32_t largest = numerics::largest_finite_bits(x, n);
+  return type == Float8Type::kE4M3 ? numerics::float8_scale<numerics::Float8E4M3>(largest)
+                                   : numerics::float8_scale<numerics::Float8E5M2>(largest);
 }
 
 void quantize(const float* x, int64_t n, float scale, Float8Type type, uint8_t* codes) {

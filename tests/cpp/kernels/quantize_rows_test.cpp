@@ -4,13 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "numerics/affine.h"
 #include "numerics/qparams.h"
 #include "support/isas.h"
-#include "support/rng.h"
+#include "support/rows.h"
 
 namespace torchquant::kernels {
 namespace {
@@ -36,31 +35,15 @@ class QuantizeRows : public ::testing::TestWithParam<Isa> {
 };
 
 TEST_P(QuantizeRows, EveryLength) {
-  test::Random random(1);
-  for (int64_t n = 0; n <= 130; ++n) {
-    std::vector<float> x(n);
-    for (float& v : x) v = random.bell(3.0f);
-    agrees(x);
-  }
+  test::for_rows_of_every_length([this](const std::vector<float>& x) { agrees(x); });
 }
 
 TEST_P(QuantizeRows, AnyBits) {
-  test::Random random(2);
-  for (int round = 0; round < 200; ++round) {
-    std::vector<float> x(67);
-    for (float& v : x) v = random.any_float();
-    agrees(x);
-  }
+  test::for_rows_of_any_bits([this](const std::vector<float>& x) { agrees(x); });
 }
 
 TEST_P(QuantizeRows, SpecialRows) {
-  constexpr float kInf = std::numeric_limits<float>::infinity();
-  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-  agrees({0.0f, -0.0f, 0.0f});
-  agrees({kInf, -kInf, kNan});
-  agrees({kInf, 1.0f, -2.0f, kNan, -kInf, 0.5f});
-  agrees({std::numeric_limits<float>::max(), -1.0f});
-  agrees({std::numeric_limits<float>::denorm_min(), 0.0f});
+  test::for_special_rows([this](const std::vector<float>& x) { agrees(x); });
 }
 
 TEST_P(QuantizeRows, TiesRoundToEven) {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ...qconfigs import int8_dynamic
-from ..patterns import ComputeLayer
+from ..patterns import INTEGER_MODES, ComputeLayer
 from ..placement import LayerSettings
 from ..quantized_parameter import (
     add_submodule,
@@ -24,9 +24,6 @@ from ..quantized_parameter import (
     recipe_of,
     weight_fake_quant_name,
 )
-
-_MODES = frozenset({"static", "dynamic", "weight_only"})
-
 
 def _per_row(hidden: Tensor, quant_min: int, quant_max: int) -> Tensor:
     if quant_min == quant_max:  # no fake-quant
@@ -180,7 +177,7 @@ def place(placement, path, module, call):
     if call is None:
         placement.report.add(path, "layer", None, "example_inputs do not reach it")
         return
-    layer = ComputeLayer(kind, 0, _MODES)
+    layer = ComputeLayer(kind, 0, INTEGER_MODES)
     settings = placement.settings(path, layer)
     if settings is None:
         return
